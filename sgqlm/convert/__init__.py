@@ -1,0 +1,1 @@
+"""Weights in and out: one name table, both directions."""

@@ -1,0 +1,328 @@
+"""Entities of an image (masks, boxes, labels) and the arrays a scene graph is built from."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from sgqlm import config, errors, types
+
+Rle = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entities:
+    """What a detector or a user says about one image, in pixels of the original image.
+
+    Attributes:
+        masks: bool[n, h, w], or n COCO run-length codes `{"size": [h, w], "counts": bytes}`.
+        boxes: f32[n, 4], x0, y0, x1, y1.
+        labels: n predicted tags, or an empty list where nothing was tagged.
+        scores: f32[n], the higher the surer.
+        size: (height, width) of the original image.
+    """
+
+    masks: np.ndarray | Sequence[Rle]
+    boxes: np.ndarray
+    labels: Sequence[str]
+    scores: np.ndarray
+    size: tuple[int, int]
+
+    def __post_init__(self):
+        """Check that all parts speak of the same entities and the same image."""
+        object.__setattr__(self, "boxes", np.asarray(self.boxes, np.float32).reshape(-1, 4))
+        object.__setattr__(self, "scores", np.asarray(self.scores, np.float32).reshape(-1))
+        n, problem = len(self.boxes), ""
+        if len(self.masks) != n or len(self.scores) != n or len(self.labels) not in (0, n):
+            problem = (
+                f"{len(self.masks)} masks, {n} boxes, {len(self.scores)} scores, "
+                f"{len(self.labels)} labels"
+            )
+        elif isinstance(self.masks, np.ndarray):
+            if self.masks.dtype != bool or self.masks.shape[1:] != tuple(self.size):
+                problem = f"masks are {self.masks.dtype}{list(self.masks.shape)}"
+        elif any(tuple(rle["size"]) != tuple(self.size) for rle in self.masks):
+            problem = "a mask has another size than the image"
+        elif not np.isfinite(self.boxes).all():
+            problem = "a box is not finite"
+        if problem:
+            raise errors.SgqlmError(
+                "the entities of an image do not fit together",
+                why=f"{problem}; image {self.size[1]} x {self.size[0]} (width x height)",
+                fix="give one mask, box and score per entity, at the size of the original image",
+                code=errors.DATA,
+            )
+
+    def __len__(self) -> int:
+        """Return the number of entities."""
+        return len(self.boxes)
+
+    @classmethod
+    def empty(cls, size: tuple[int, int]) -> "Entities":
+        """Return no entities for an image of `size` (height, width)."""
+        return cls([], np.zeros((0, 4), np.float32), [], np.zeros(0, np.float32), tuple(size))
+
+    @classmethod
+    def from_boxes(
+        cls,
+        boxes: np.ndarray,
+        size: tuple[int, int],
+        *,
+        labels: Sequence[str] = (),
+        scores: np.ndarray | None = None,
+    ) -> "Entities":
+        """Return entities whose masks are their boxes (annotations without masks)."""
+        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        masks = np.zeros((len(boxes), *size), bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, np.round(boxes).astype(int), strict=True):
+            mask[max(y0, 0) : max(y1, y0 + 1, 0), max(x0, 0) : max(x1, x0 + 1, 0)] = True
+        scores = np.ones(len(boxes), np.float32) if scores is None else scores
+        return cls([encode_rle(mask) for mask in masks], boxes, list(labels), scores, tuple(size))
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Entities":
+        """Return the entities at `indices`, in that order."""
+        keep = np.asarray(indices, np.int64).reshape(-1)
+        dense = isinstance(self.masks, np.ndarray)
+        masks = self.masks[keep] if dense else [self.masks[i] for i in keep]
+        labels = [self.labels[i] for i in keep] if len(self.labels) else []
+        return Entities(masks, self.boxes[keep], labels, self.scores[keep], self.size)
+
+    def dense_masks(self) -> np.ndarray:
+        """Return the masks as bool[n, h, w]."""
+        if isinstance(self.masks, np.ndarray):
+            return self.masks
+        shape = (0, *self.size)
+        return (
+            np.stack([decode_rle(r) for r in self.masks]) if self.masks else np.zeros(shape, bool)
+        )
+
+    def coded_masks(self) -> list[Rle]:
+        """Return the masks as COCO run-length codes."""
+        return [m if isinstance(m, Mapping) else encode_rle(m) for m in self.masks]
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """Return the compressed COCO run-length code of a bool[h, w] mask."""
+    code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"]}
+
+
+def decode_rle(rle: Rle) -> np.ndarray:
+    """Return the bool[h, w] mask of a COCO run-length code (compressed, or a list of counts)."""
+    counts = _counts(rle["counts"])
+    height, width = rle["size"]
+    if counts.sum() != height * width:
+        raise ValueError(f"a run-length code covers {counts.sum()} of {height * width} pixels")
+    ones = np.arange(len(counts)) % 2 == 1
+    return np.repeat(ones, counts).reshape(width, height).T
+
+
+def window(
+    size: tuple[int, int], fit: str, *, image_size: int | None = None
+) -> tuple[float, float, float, float]:
+    """Return the part of the image plane that becomes the model's square.
+
+    A 4 x 2 image (width x height) has the window (0, -1, 4, 3) with `pad`: one row of padding above
+    and below; and (1, 0, 3, 2) with `crop`.
+
+    Args:
+        size: (height, width) of the original image.
+        fit: `pad` (to a square, the odd pixel right or below) or `crop` (CLIP's centre crop).
+        image_size: side of the model's square in pixels; only needed to follow the rounding of
+            `crop`, which moves its window by less than one pixel of that square.
+
+    Returns:
+        x0, y0, x1, y1 in original pixels; outside of the image where it is padded.
+    """
+    height, width = size
+    if fit == "pad":
+        side = max(height, width)
+        x0, y0 = -((side - width) // 2), -((side - height) // 2)
+        return float(x0), float(y0), float(x0 + side), float(y0 + side)
+    short = min(height, width)
+    if image_size is None:
+        x0, y0 = (width - short) / 2, (height - short) / 2
+        return x0, y0, x0 + short, y0 + short
+    new_w, new_h = (image_size * width) // short, (image_size * height) // short
+    x0, x_scale = (new_w - image_size) // 2, width / new_w
+    y0, y_scale = (new_h - image_size) // 2, height / new_h
+    return (
+        x0 * x_scale,
+        y0 * y_scale,
+        (x0 + image_size) * x_scale,
+        (y0 + image_size) * y_scale,
+    )
+
+
+def coverage(
+    entities: Entities, grid: int, fit: str, *, image_size: int | None = None
+) -> np.ndarray:
+    """Return how much of every patch lies under every mask.
+
+    The share is exact: pixels that a patch border cuts count with the part inside. Padding is
+    under no mask. An entity that the square shows keeps at least one patch with 1/255.
+
+    Args:
+        entities: n entities.
+        grid: patches along a side of the model's square.
+        fit: `pad` or `crop`, see `window`.
+        image_size: see `window`.
+
+    Returns:
+        uint8[n, grid * grid], row-major patches, 255 = all of the patch.
+    """
+    x0, y0, x1, y1 = window(entities.size, fit, image_size=image_size)
+    height, width = entities.size
+    rows, columns = _overlap(height, grid, y0, y1), _overlap(width, grid, x0, x1)
+    shares = np.zeros((len(entities), grid, grid))
+    rows_before = np.concatenate([np.zeros((1, grid)), rows.cumsum(0)])
+    columns_before = np.concatenate([np.zeros((1, grid)), columns.cumsum(0)])
+    columns = np.concatenate([columns, np.zeros((1, grid))])
+    for share, mask in zip(shares, entities.masks, strict=True):
+        # The prefix of column-major pixels up to p covers whole columns and a piece of one more.
+        position, sign = _boundaries(mask)
+        column, row = np.divmod(position, height)
+        piece = (rows_before[row] * sign[:, None]).T @ columns[column]
+        share += np.outer(rows_before[-1], sign @ columns_before[column]) + piece
+    flat = shares.reshape(len(entities), grid * grid)
+    result = np.floor(flat * 255 + (0.5 + 1e-6)).clip(0, 255).astype(np.uint8)
+    lost = (result.max(1, initial=0) == 0) & (flat.max(1, initial=0) > 1e-9)
+    result[lost, flat[lost].argmax(1) if lost.any() else 0] = 1
+    return result
+
+
+def _overlap(pixels: int, grid: int, start: float, stop: float) -> np.ndarray:
+    """Return [pixels, grid]: the share of patch interval j that lies on pixel i."""
+    edges = start + (stop - start) * np.arange(grid + 1) / grid
+    pixel = np.arange(pixels)[:, None]
+    inside = np.minimum(pixel + 1, edges[1:]) - np.maximum(pixel, edges[:-1])
+    return inside.clip(0) * (grid / (stop - start))
+
+
+def _boundaries(mask: np.ndarray | Rle) -> tuple[np.ndarray, np.ndarray]:
+    """Return column-major positions where runs of ones end (+1) and start (-1)."""
+    if isinstance(mask, Mapping):
+        position = _counts(mask["counts"]).cumsum()
+    else:
+        flat = np.concatenate([[False], mask.T.reshape(-1), [False]])
+        position = np.flatnonzero(flat[1:] != flat[:-1])
+    sign = np.ones(len(position))
+    sign[::2] = -1
+    if len(position) % 2:  # the last run is one of zeros
+        position, sign = position[:-1], sign[:-1]
+    return position, sign
+
+
+def _counts(counts: bytes | str | Sequence[int]) -> np.ndarray:
+    """Return the run lengths of a COCO code: 5 bits a character, later ones as steps."""
+    if not isinstance(counts, bytes | str):
+        return np.asarray(counts, np.int64)
+    text = counts.encode("ascii") if isinstance(counts, str) else counts
+    code = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    if not len(code):
+        return np.zeros(0, np.int64)
+    last = (code & 32) == 0
+    start = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    group = np.concatenate([[0], last.cumsum()[:-1]])
+    place = np.arange(len(code)) - start[group]
+    values = np.add.reduceat((code & 31) << (5 * place), start)
+    negative = (code[last] & 16) != 0
+    values[negative] -= 1 << (5 * (place[last][negative] + 1))
+    values[1::2] = values[1::2].cumsum()
+    values[2::2] = values[2::2].cumsum()
+    return values
+
+
+def square_boxes(entities: Entities, fit: str, *, image_size: int | None = None) -> np.ndarray:
+    """Return the boxes in the model's square, f32[n, 4] in 0..1 and cut at its border."""
+    x0, y0, x1, y1 = window(entities.size, fit, image_size=image_size)
+    origin = np.array([x0, y0, x0, y0])
+    extent = np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
+    return ((entities.boxes - origin) / extent).clip(0, 1).astype(np.float32)
+
+
+class Nodes(NamedTuple):
+    """The nodes of one image, best first: arrays without padding.
+
+    coverage uint8[n, P], boxes f32[n, 4], label_ids int32[n, L], source int32[n] (index of the
+    node among the entities it was made from).
+    """
+
+    coverage: np.ndarray
+    boxes: np.ndarray
+    label_ids: np.ndarray
+    source: np.ndarray
+
+
+def make_nodes(
+    entities: Entities,
+    model: config.ModelConfig,
+    *,
+    encode: Callable[[str], Sequence[int]] | None = None,
+) -> Nodes:
+    """Turn entities into the nodes of the scene graph.
+
+    Entities the model's square does not show are left out; of the rest the `num_nodes` with the
+    highest scores stay (equal scores: the earlier one).
+
+    Args:
+        entities: entities of one image.
+        model: grid, fit, number of nodes and label tokens.
+        encode: text to token ids without BOS; needed where labels are used.
+
+    Returns:
+        At most `model.graph.num_nodes` nodes.
+    """
+    grid, fit, side = model.vision.grid, model.image_fit, model.vision.image_size
+    cover = coverage(entities, grid, fit, image_size=side)
+    boxes = square_boxes(entities, fit, image_size=side)
+    order = np.argsort(-entities.scores, kind="stable")
+    order = order[cover.any(1)[order]][: model.graph.num_nodes].astype(np.int32)
+    label_ids = np.full((len(order), model.graph.label_tokens), -1, np.int32)
+    if model.graph.labels == "predicted" and len(entities.labels) and encode is not None:
+        for ids, index in zip(label_ids, order, strict=True):
+            tokens = list(encode(entities.labels[index]))[: len(ids)] if len(ids) else []
+            ids[: len(tokens)] = tokens
+    return Nodes(cover[order], boxes[order], label_ids, order)
+
+
+def stack(
+    nodes: Sequence[Nodes | None],
+    prompts: Sequence[Sequence[Sequence[int]]],
+    model: config.ModelConfig,
+    *,
+    num_runs: int,
+) -> types.GraphBatch:
+    """Pad the nodes and prompts of B samples to one `GraphBatch` of numpy arrays.
+
+    Args:
+        nodes: nodes of every sample; None for none.
+        prompts: token ids of the prompt of every run of graph tokens of every sample.
+        model: sizes.
+        num_runs: R of the result; further runs are cut.
+
+    Returns:
+        Arrays of the shapes in `types.GraphBatch`, `predicate_ids` None.
+    """
+    graph, size, patches = model.graph, len(nodes), model.vision.num_patches
+    count, width = graph.num_nodes, graph.prompt_tokens
+    batch = types.GraphBatch(
+        coverage=np.zeros((size, count, patches), np.uint8),
+        boxes=np.zeros((size, count, 4), np.float32),
+        label_ids=np.full((size, count, graph.label_tokens), -1, np.int32),
+        valid=np.zeros((size, count), bool),
+        prompt_ids=np.zeros((size, num_runs, width), np.int32),
+        prompt_valid=np.zeros((size, num_runs, width), bool),
+    )
+    for b, (item, runs) in enumerate(zip(nodes, prompts, strict=True)):
+        if item is not None:
+            n = len(item.boxes)
+            batch.coverage[b, :n], batch.boxes[b, :n] = item.coverage, item.boxes
+            batch.label_ids[b, :n], batch.valid[b, :n] = item.label_ids, True
+        for r, prompt in enumerate(runs[:num_runs]):
+            ids = list(prompt)[:width]
+            batch.prompt_ids[b, r, : len(ids)] = ids
+            batch.prompt_valid[b, r, : len(ids)] = True
+    return batch

@@ -1,0 +1,1 @@
+"""Generation: sampling, the decode loop, prompts as batches, self-questioning."""

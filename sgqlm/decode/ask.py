@@ -1,0 +1,108 @@
+"""Visual self-questioning: the model asks about an image, then answers itself."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from sgqlm.decode import inputs, sample
+
+
+class Responder(Protocol):
+    """What completes rows: `model.VisionLanguageModel`."""
+
+    def respond(
+        self,
+        rows: Sequence[inputs.Row],
+        *,
+        max_new_tokens: int,
+        sampling: sample.Sampling,
+        seed: int,
+        batch_size: int,
+    ) -> list[str]:
+        """Return one text a row."""
+        ...
+
+
+# Temperature, top-k and top-p of the SQ-LLaVA release are 1.2, 300 and .95; its vocabulary is
+# Vicuna's. The default here is milder, since a small model falls apart at 1.2.
+SAMPLING = sample.Sampling(temperature=0.7, top_k=300, top_p=0.95)
+
+
+def questions(
+    responder: Responder,
+    row: inputs.Row,
+    *,
+    count: int,
+    sampling: sample.Sampling = SAMPLING,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    attempts: int = 4,
+) -> list[str]:
+    """Draw different questions about one image, each independent of the others.
+
+    Args:
+        responder: the model.
+        row: image, entities and the turns so far (usually none).
+        count: questions wanted.
+        sampling: how a token is drawn.
+        max_new_tokens: tokens of a question at most.
+        seed: seed of the request.
+        attempts: rounds of `count` draws; what is drawn twice is dropped.
+
+    Returns:
+        Up to `count` different questions, in the order they were drawn.
+    """
+    row = inputs.Row(row.turns, row.image, row.entities, "vuser", row.vusr_turns)
+    found: dict[str, None] = {}
+    for attempt in range(attempts):
+        drawn = responder.respond(
+            [row] * count,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed * attempts + attempt,
+            batch_size=count,
+        )
+        found.update(dict.fromkeys(text for text in drawn if text))
+        if len(found) >= count or sampling.mode == "greedy":
+            break
+    return list(found)[:count]
+
+
+def answer_own(
+    responder: Responder,
+    rows: Sequence[inputs.Row],
+    asked: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = 16,
+) -> list[str]:
+    """Answer questions that the model asked itself, greedily.
+
+    The question stays a turn of the model (`VUSER: ... ASSISTANT:`), as it is in training.
+
+    Args:
+        responder: the model.
+        rows: what each question was asked about.
+        asked: the questions.
+        max_new_tokens: tokens of an answer at most.
+        batch_size: rows that run at once.
+
+    Returns:
+        One answer a question.
+    """
+    return responder.respond(
+        [own_turn(row, text) for row, text in zip(rows, asked, strict=True)],
+        max_new_tokens=max_new_tokens,
+        sampling=sample.Sampling(),
+        seed=0,
+        batch_size=batch_size,
+    )
+
+
+def own_turn(row: inputs.Row, question: str) -> inputs.Row:
+    """Append a question that the model asked itself to the turns of a row."""
+    return inputs.Row(
+        [*row.turns, inputs.human(question)],
+        row.image,
+        row.entities,
+        vusr_turns=(*row.vusr_turns, len(row.turns)),
+    )

@@ -1,0 +1,196 @@
+"""Prefill and decode: one loop body for whole answers and for streaming."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sgqlm import config as config_lib
+from sgqlm import errors, types
+from sgqlm.decode import sample
+from sgqlm.models import llama, lora, vlm
+
+
+class State(NamedTuple):
+    """Everything the decode loop carries.
+
+    Attributes:
+        step: int32 scalar, tokens written so far.
+        token: int32[B], the newest token of each row.
+        done: bool[B], rows that have written EOS.
+        written: int32[B, M], the generated ids; EOS from the end of a row on.
+        cache: keys and values of all positions so far.
+        keys: typed keys [B].
+    """
+
+    step: jax.Array
+    token: jax.Array
+    done: jax.Array
+    written: jax.Array
+    cache: llama.Cache
+    keys: jax.Array
+
+
+class Generator:
+    """Generates token ids with one model.
+
+    LoRA is merged once and the layers are unstacked once, so that each decode step reads every
+    weight in place. Compiled programs are kept per (batch, length, new tokens, sampling mode).
+
+    Args:
+        config: the model's configuration.
+        params: the model's parameters as they train (stacked layers, adapters apart).
+        eos_id: the token that ends a row.
+    """
+
+    def __init__(self, config: config_lib.ModelConfig, params: types.Params, *, eos_id: int):
+        params, self.config = lora.merge(params, config)
+        self.params = {**params, "llm": llama.unstack(params["llm"])}
+        self.eos_id = eos_id
+
+    def generate(
+        self,
+        batch: types.Batch,
+        *,
+        max_new_tokens: int,
+        sampling: sample.Sampling = sample.Sampling(),
+        seed: int = 0,
+        rows: Sequence[int] | None = None,
+        edge_permutation: np.ndarray | None = None,
+    ) -> list[list[int]]:
+        """Complete every row of a batch.
+
+        Args:
+            batch: right-padded prompts.
+            max_new_tokens: tokens a row may write at most.
+            sampling: how a token is drawn.
+            seed: seed of the request.
+            rows: number of each row within the request, which picks its random draws; None
+                counts from 0.
+            edge_permutation: int32[B, N], diagnostics: see `vlm.graph_tokens`.
+
+        Returns:
+            Per row the generated ids, without EOS.
+        """
+        state = _run(
+            *self._arguments(batch, max_new_tokens, sampling, seed, rows, edge_permutation),
+            **self._static(max_new_tokens, sampling),
+        )
+        return [self._until_end(row) for row in np.asarray(state)]
+
+    def stream(
+        self,
+        batch: types.Batch,
+        *,
+        max_new_tokens: int,
+        sampling: sample.Sampling = sample.Sampling(),
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """Yield the ids of a batch of one row as they are generated, without EOS.
+
+        Args:
+            batch: one right-padded prompt.
+            max_new_tokens: tokens to write at most.
+            sampling: how a token is drawn.
+            seed: seed of the request.
+
+        Yields:
+            Token ids, the same as `generate` returns.
+        """
+        static = self._static(max_new_tokens, sampling)
+        arguments = self._arguments(batch, max_new_tokens, sampling, seed, None, None)
+        state = _start(*arguments, **static)
+        for _ in range(max_new_tokens):
+            if (token := int(state.token[0])) == self.eos_id:
+                return
+            yield token
+            state = _step(self.params, state, arguments[-1], **static)
+
+    def _arguments(self, batch, max_new_tokens, sampling, seed, rows, edge_permutation):
+        most = self.config.llm.max_positions
+        if (longest := int(np.max(batch.lengths))) + max_new_tokens > most:
+            raise errors.SgqlmError(
+                f"the prompt has {longest} tokens and {max_new_tokens} more are asked for, but the "
+                f"model has {most} positions",
+                fix="shorten the prompt or ask for fewer tokens",
+            )
+        rows = np.arange(len(batch.tokens)) if rows is None else np.asarray(rows)
+        keys = sample.row_keys(seed, jnp.asarray(rows, jnp.int32))
+        return self.params, batch, edge_permutation, keys, sampling
+
+    def _static(self, max_new_tokens, sampling):
+        return {
+            "config": self.config,
+            "eos_id": self.eos_id,
+            "max_new_tokens": max_new_tokens,
+            "mode": sampling.mode,
+        }
+
+    def _until_end(self, row):
+        end = np.flatnonzero(row == self.eos_id)
+        return row[: end[0] if len(end) else None].tolist()
+
+
+def bucket(length: int) -> int:
+    """Round a length up so that few shapes are compiled and at most a quarter is padding.
+
+    Example: 70 becomes 80, 600 becomes 640.
+
+    Args:
+        length: tokens of the longest prompt.
+
+    Returns:
+        The padded length, a multiple of 16.
+    """
+    unit = max(16, 1 << max(length.bit_length() - 3, 0))
+    return -(-length // unit) * unit
+
+
+_STATIC = ("config", "eos_id", "max_new_tokens", "mode")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _start(params, batch, edge_permutation, keys, sampling, **static):
+    return _prefill(params, batch, edge_permutation, keys, sampling, **static)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnums=1)
+def _step(params, state, sampling, **static):
+    return _advance(params, state, sampling, **static)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _run(params, batch, edge_permutation, keys, sampling, **static):
+    state = _prefill(params, batch, edge_permutation, keys, sampling, **static)
+    state = jax.lax.while_loop(
+        lambda s: (s.step < static["max_new_tokens"]) & ~jnp.all(s.done),
+        lambda s: _advance(params, s, sampling, **static),
+        state,
+    )
+    return state.written
+
+
+def _prefill(params, batch, edge_permutation, keys, sampling, **static):
+    config, eos_id, room = static["config"], static["eos_id"], static["max_new_tokens"]
+    inputs, _ = vlm.embed(params, config, batch, edge_permutation=edge_permutation)
+    length = batch.tokens.shape[1]
+    hidden, cache = llama.prefill(params["llm"], config, inputs, batch.lengths, length + room)
+    logits = llama.head(params["llm"], config.llm, hidden)
+    step = jnp.int32(0)
+    token = sample.choose(logits, keys, step=step, sampling=sampling, mode=static["mode"])
+    written = jnp.full((len(token), room), eos_id, jnp.int32).at[:, 0].set(token)
+    return State(step + 1, token, token == eos_id, written, cache, keys)
+
+
+def _advance(params, state, sampling, **static):
+    logits, cache = llama.decode_step(params["llm"], static["config"], state.token, state.cache)
+    token = sample.choose(
+        logits, state.keys, step=state.step, sampling=sampling, mode=static["mode"]
+    )
+    token = jnp.where(state.done, static["eos_id"], token)
+    written = state.written.at[:, state.step].set(token)
+    done = state.done | (token == static["eos_id"])
+    return State(state.step + 1, token, done, written, cache, state.keys)

@@ -1,0 +1,1 @@
+"""Entity extraction: from an image to masks, boxes and scores."""

@@ -1,0 +1,1 @@
+"""Evaluation: runners, baselines and reports."""

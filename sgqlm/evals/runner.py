@@ -1,0 +1,198 @@
+"""Run a model on test scenes: answers, controls, and the questions it asks."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from sgqlm import config as config_lib
+from sgqlm import model as model_lib
+from sgqlm.decode import ask, inputs, sample
+from sgqlm.evals import prior, scenes
+from sgqlm.scenes import questions
+from sgqlm.viz import quickstart_report
+
+
+def evaluate_scenes(
+    model: model_lib.VisionLanguageModel,
+    cases: Sequence[scenes.SceneCase],
+    *,
+    answer_prior: prior.Prior,
+    settings: config_lib.EvalConfig = config_lib.EvalConfig(),
+    progress: Callable[[str], None] | None = None,
+) -> dict:
+    """Score the full model, the answer prior and the test-time diagnostics.
+
+    `no_graph` leaves the graph out, `shuffled_graph` gives every image that of another one,
+    `edges_permuted` keeps the nodes and lets each edge run between two others of its scene.
+
+    Args:
+        model: the model; one that reads annotated predicates is refused.
+        cases: test scenes.
+        answer_prior: counted from training questions.
+        settings: batch size, tokens, number of asked questions, seed.
+        progress: told the name of each part before it starts.
+
+    Returns:
+        `test`, `prior`, `no_graph`, `shuffled_graph` and `edges_permuted`, each
+        `{"accuracy", "by_family"}`, and `asked`, see `score_asked`.
+    """
+    tell = progress or (lambda name: None)
+    asked = [(i, question) for i, case in enumerate(cases) for question in case.questions]
+    truth = [question for _, question in asked]
+    rows = [
+        inputs.Row(
+            [inputs.human(question.text)], cases[i].image, cases[i].entities
+        )
+        for i, question in asked
+    ]
+    other = inputs.derangement(len(cases), settings.seed)
+    arms = {
+        "test": rows,
+        "no_graph": [dataclasses.replace(row, entities=None) for row in rows],
+        "shuffled_graph": [
+            dataclasses.replace(row, entities=cases[other[i]].entities)
+            for row, (i, _) in zip(rows, asked, strict=True)
+        ],
+        "edges_permuted": [
+            dataclasses.replace(row, permute_edges=settings.seed + i)
+            for row, (i, _) in zip(rows, asked, strict=True)
+        ],
+    }
+    result = {"prior": prior.score(truth, [prior.answer(answer_prior, q) for q in truth])}
+    for name, changed in arms.items():
+        tell(name)
+        answers = model.respond(
+            changed, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
+        )
+        result[name] = prior.score(truth, answers)
+    tell("asked")
+    result["asked"] = score_asked(model, cases[: settings.num_asked], settings=settings)
+    return result
+
+
+def score_asked(
+    model: model_lib.VisionLanguageModel,
+    cases: Sequence[scenes.SceneCase],
+    *,
+    settings: config_lib.EvalConfig,
+) -> dict:
+    """Let the model ask one question an image and judge them.
+
+    Args:
+        model: the model.
+        cases: test scenes.
+        settings: temperature and seed of the draws.
+
+    Returns:
+        `questions` (their number), `distinct_share`, `well_formed_share` (the scene grammar
+        parses the question and the scene holds what it refers to) and
+        `well_formed_share_shuffled` (asked with the graph of another scene, judged by the scene
+        of the image).
+    """
+    other = inputs.derangement(len(cases), settings.seed)
+
+    def draw(entities):
+        rows = [
+            inputs.Row((), case.image, found, open_role="vuser")
+            for case, found in zip(cases, entities, strict=True)
+        ]
+        return model.respond(
+            rows,
+            max_new_tokens=4 * settings.max_new_tokens,
+            sampling=sample.Sampling(settings.ask_temperature),
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+        )
+
+    def well_formed(texts):
+        hits = [
+            questions.is_well_formed(text, case.scene)
+            for text, case in zip(texts, cases, strict=True)
+        ]
+        return round(sum(hits) / max(len(hits), 1), 4)
+
+    own = draw([case.entities for case in cases])
+    shuffled = draw([cases[other[i]].entities for i in range(len(cases))])
+    return {
+        "questions": len(own),
+        "distinct_share": round(len(set(own)) / max(len(own), 1), 4),
+        "well_formed_share": well_formed(own),
+        "well_formed_share_shuffled": well_formed(shuffled),
+    }
+
+
+def collect_examples(
+    model: model_lib.VisionLanguageModel,
+    cases: Sequence[scenes.SceneCase],
+    *,
+    settings: config_lib.EvalConfig = config_lib.EvalConfig(),
+    questions_each: int = 3,
+) -> list[quickstart_report.Example]:
+    """Collect what the report shows of some test images, the families of questions in turn.
+
+    Args:
+        model: the model.
+        cases: test scenes to show.
+        settings: temperature, tokens and seed.
+        questions_each: questions the model asks about each image, and answers.
+
+    Returns:
+        One example a case.
+    """
+    chosen = [_pick(case, i) for i, case in enumerate(cases)]
+    base = [inputs.Row((), case.image, case.entities) for case in cases]
+    answers = model.respond(
+        [
+            dataclasses.replace(row, turns=[inputs.human(question.text)])
+            for row, question in zip(base, chosen, strict=True)
+        ],
+        max_new_tokens=settings.max_new_tokens,
+    )
+    asked = [
+        ask.questions(
+            model,
+            row,
+            count=questions_each,
+            sampling=sample.Sampling(settings.ask_temperature),
+            max_new_tokens=4 * settings.max_new_tokens,
+            seed=settings.seed + i,
+        )
+        for i, row in enumerate(base)
+    ]
+    flat = [(i, text) for i, texts in enumerate(asked) for text in texts]
+    own = ask.answer_own(
+        model,
+        [base[i] for i, _ in flat],
+        [text for _, text in flat],
+        max_new_tokens=settings.max_new_tokens,
+    )
+    pairs = [
+        [(text, given) for (j, text), given in zip(flat, own, strict=True) if j == i]
+        for i in range(len(cases))
+    ]
+    return [
+        _example(model, case, question, answer, found)
+        for case, question, answer, found in zip(cases, chosen, answers, pairs, strict=True)
+    ]
+
+
+def _pick(case: scenes.SceneCase, index: int) -> questions.Question:
+    wanted = prior.FAMILIES[index % len(prior.FAMILIES)]
+    fitting = [q for q in case.questions if q.family == wanted] or case.questions
+    return fitting[index % len(fitting)]
+
+
+def _example(model, case, question, answer, pairs) -> quickstart_report.Example:
+    has_graph = model.config.model.graph.enabled
+    graph = model.scene_graph(case.image, question.text, case.entities) if has_graph else None
+    return quickstart_report.Example(
+        image=case.image,
+        entities=graph.entities if graph else case.entities.take([]),
+        node_attention=graph.node_attention if graph else (),
+        edges=graph.edges if graph else (),
+        nearest=model.prototype_map(case.image),
+        square=model.square(case.image),
+        question=question.text,
+        answer=answer,
+        truth=question.answer,
+        asked=pairs,
+    )

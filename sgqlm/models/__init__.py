@@ -1,0 +1,1 @@
+"""The model: pure functions, and thin linen modules that own their parameters."""

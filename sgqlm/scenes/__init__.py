@@ -1,0 +1,1 @@
+"""Procedural scenes: objects in drawn relations, with masks, questions and dialogues. No jax."""

@@ -1,0 +1,1 @@
+"""Text side of a sample: tokenizer, conversation formats, labels, self-questioning. No jax."""

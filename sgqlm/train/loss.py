@@ -1,0 +1,121 @@
+"""Token loss over labelled positions, as sums that a global division turns into a mean."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sgqlm import config, types
+from sgqlm.models import vlm
+
+LOGITS_LIMIT = 2**26  # float32 logits alive at once (256 MiB); more are computed in pieces
+
+
+def lm_loss(
+    params: types.Params,
+    cfg: config.ModelConfig,
+    batch: types.Batch,
+    *,
+    features: jax.Array | None = None,
+    key: jax.Array | None = None,
+    remat: str = "none",
+) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """Return the weighted next-token loss of a batch.
+
+    Args:
+        params: the whole tree.
+        cfg: the model.
+        batch: see `types.Batch`; `labels[t]` is predicted from position t - 1.
+        features: cached tower features float[B, P, D] instead of the images.
+        key: turns dropout on.
+        remat: rematerialisation of the layers, as `vlm.forward` takes it.
+
+    Returns:
+        The sum of weight * loss, the sum of the weights, and metrics: a pair is a numerator with
+        its denominator, a scalar is a count. All are sums, so micro-batches and hosts add up.
+    """
+    hidden, aux = vlm.forward(
+        params, cfg, batch, features=features, dropout_key=key, remat=remat
+    )
+    targets, weights, kinds = (shift(x, fill) for x, fill in _targets(batch))
+    losses, hits = token_losses(lambda h: vlm.head(params, cfg, h), hidden, targets)
+    is_answer, is_question = kinds == types.ANSWER, kinds == types.QUESTION
+    is_used = weights > 0
+    total, weight = (losses * weights).sum(), weights.sum()
+    metrics = {
+        "answer_loss": _mean(losses, is_answer & is_used),
+        "question_loss": _mean(losses, is_question & is_used),
+        "answer_accuracy": _mean(hits, is_answer & is_used),
+        "tokens": batch.lengths.sum(),
+        "samples": (batch.row >= 0).sum(),
+        "dummies": (batch.row < 0).sum(),
+    }
+    if "mask_guidance" in aux:
+        total = total + cfg.prototypes.mask_guidance * aux["mask_guidance"] * weight
+    metrics |= {name: (value * weight, weight) for name, value in aux.items()}
+    return total, weight, metrics
+
+
+def token_losses(head, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the cross-entropy and the hits of every labelled position.
+
+    The vocabulary matmul runs in pieces along the sequence when all logits at once would be
+    large; a piece's logits are computed again for its gradient.
+
+    Args:
+        head: function from float[..., H] to float32 logits[..., V].
+        hidden: float[B, T, H].
+        targets: int32[B, T], `types.IGNORE` where nothing is predicted.
+
+    Returns:
+        float32[B, T] losses, 0 at ignored positions, and float32[B, T] of 1 where the largest
+        logit is the target.
+    """
+    batch, length = targets.shape
+    vocab = jax.eval_shape(head, jax.ShapeDtypeStruct((1, hidden.shape[-1]), hidden.dtype))
+    pieces = _num_pieces(batch * length * vocab.shape[-1], length)
+    if pieces == 1:
+        return _cross_entropy(head(hidden), targets)
+
+    def piece(args):
+        return _cross_entropy(head(args[0]), args[1])
+
+    def cut(x):
+        return jnp.moveaxis(x.reshape(batch, pieces, length // pieces, *x.shape[2:]), 1, 0)
+
+    found = jax.lax.map(jax.checkpoint(piece), (cut(hidden), cut(targets)))
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, length) for x in found)
+
+
+def shift(x: jax.Array, fill) -> jax.Array:
+    """Move the values of position t + 1 to t; the last position gets `fill`.
+
+    Example: labels [-100, 5, 6] become [5, 6, -100].
+    """
+    return jnp.concatenate([x[:, 1:], jnp.full_like(x[:, :1], fill)], axis=1)
+
+
+def _targets(batch: types.Batch):
+    return (
+        (batch.labels, types.IGNORE),
+        (batch.weights.astype(jnp.float32), 0),
+        (batch.target_kind, types.NOT_TRAINED),
+    )
+
+
+def _cross_entropy(logits, targets):
+    is_target = targets != types.IGNORE
+    safe = jnp.where(is_target, targets, 0)
+    picked = jnp.take_along_axis(logits, safe[..., None], axis=-1)[..., 0]
+    losses = jax.nn.logsumexp(logits, axis=-1) - picked
+    hits = (logits.argmax(-1) == safe) & is_target
+    return jnp.where(is_target, losses, 0.0), hits.astype(jnp.float32)
+
+
+def _mean(values, mask):
+    return (values * mask).sum(), mask.sum().astype(jnp.float32)
+
+
+def _num_pieces(size: int, length: int) -> int:
+    fits = (n for n in range(1, length + 1) if length % n == 0 and size // n <= LOGITS_LIMIT)
+    return next(fits, length)
