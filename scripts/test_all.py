@@ -55,7 +55,8 @@ def summary(root: ElementTree.Element, arguments: list[str]) -> str:
     ]
     for title, rows in (("Failed", failed), ("Skipped, with the reason", outcomes["skipped"])):
         if rows:
-            lines += ["", f"## {title}", "", *(f"- `{case}`: {' '.join(why)}" for case, why in rows)]
+            lines += ["", f"## {title}", ""]
+            lines += [f"- `{case}`: {' '.join(why)}" for case, why in rows]
     slowest = sorted(cases, key=lambda case: -float(case.get("time", 0)))[:15]
     lines += ["", "## Slowest", "", "| test | seconds |", "|---|---|"]
     lines += [f"| `{name(case)}` | {float(case.get('time', 0)):.1f} |" for case in slowest]

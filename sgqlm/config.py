@@ -297,7 +297,7 @@ def from_config_dict(tree: Mapping[str, Any], kind: type = Config, where: str = 
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {where}.{near[0]}?" if near else "known: " + ", ".join(fields)
             raise errors.SgqlmError(f"unknown setting {where}.{key}", where=where, fix=hint)
-        values[key] = _convert(tree[key], hints[key], f"{where}.{key}")
+        values[key] = convert(tree[key], hints[key], f"{where}.{key}")
     return kind(**values)
 
 
@@ -314,7 +314,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(config)
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` as the annotation `hint` asks, or raise `SgqlmError` naming `where`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
@@ -325,7 +326,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin is typing.Union or origin is types.UnionType:
         if value is None and type(None) in args:
             return None
-        return _convert(value, next(a for a in args if a is not type(None)), where)
+        return convert(value, next(a for a in args if a is not type(None)), where)
     if origin is Literal:
         if value not in args:
             near = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
@@ -335,11 +336,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, list | tuple):
             raise _mismatch(value, "a list", where)
-        return tuple(_convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
     if hint is not Any and origin is not None and issubclass(origin, Mapping):
         if not hasattr(value, "keys"):
             raise _mismatch(value, "a mapping", where)
-        return {k: _convert(value[k], args[1], f"{where}.{k}") for k in value}
+        return {k: convert(value[k], args[1], f"{where}.{k}") for k in value}
     return _scalar(value, hint, where)
 
 

@@ -22,7 +22,7 @@ from sgqlm.decode import generate as generating
 from sgqlm.decode import inputs, sample
 from sgqlm.models import vlm
 from sgqlm.text import conversation, tokenizer
-from sgqlm.train import checkpoint
+from sgqlm.train import checkpoint, region_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +109,12 @@ class VisionLanguageModel:
                 "a model with graph.placement=after_question takes no prompts with raw ids",
                 fix="use generate, which knows where the question ends",
             )
-        rows = [
-            inputs.Row((), image, found)
-            for image, found in zip(images, entities or [None] * count, strict=True)
-        ]
+        rows = self._tagged(
+            [
+                inputs.Row((), image, found)
+                for image, found in zip(images, entities or [None] * count, strict=True)
+            ]
+        )
         prepared = [
             inputs.prepare_ids(
                 row, ids, prompt=self._heard(text), config=model, tokenizer=self._tokenizer
@@ -177,12 +179,12 @@ class VisionLanguageModel:
         Returns:
             One text a row, in the order of `rows`.
         """
-        prepared = [inputs.prepare(row, self.config, self.tokenizer) for row in rows]
+        prepared = self._prepare(rows)
         order = sorted(range(len(rows)), key=lambda i: prepared[i].length)
         texts = [""] * len(rows)
         for start in range(0, len(rows), batch_size):
             chunk = order[start : start + batch_size]
-            size = batch_size if len(rows) > batch_size else 1 << (len(chunk) - 1).bit_length()
+            size = batch_size if len(rows) > batch_size else generating.power_of_two(len(chunk))
             full = chunk + chunk[-1:] * (size - len(chunk))
             picked = [prepared[i] for i in full]
             ids = self._generator.generate(
@@ -218,7 +220,7 @@ class VisionLanguageModel:
         Yields:
             Text as soon as it is whole: a character of several tokens comes in one piece.
         """
-        batch = self._collate([inputs.prepare(row, self.config, self.tokenizer)])
+        batch = self._collate(self._prepare([row]))
         ids, shown = [], ""
         for token in self._generator.stream(
             batch, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
@@ -252,7 +254,8 @@ class VisionLanguageModel:
         model = self.config.model
         if not model.graph.enabled:
             raise errors.SgqlmError("this model has no scene graph (graph.enabled is off)")
-        nodes = inputs.make_nodes(inputs.Row((), image, entities), model, self._tokenizer)
+        (row,) = self._tagged([inputs.Row((), image, entities)])
+        nodes = inputs.make_nodes(row, model, self._tokenizer)
         if nodes is None or not (count := len(nodes.boxes)):
             empty = graphs.Entities.empty((image.height, image.width))
             return SceneGraph(empty, np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
@@ -261,7 +264,7 @@ class VisionLanguageModel:
         null = np.asarray(found.prompt_attention)[0, 0, :count, -1]
         edges = np.asarray(found.edge_attention)[0, :, :count, :count]
         edges = edges.mean(0) if len(edges) else np.zeros((count, count), np.float32)
-        return SceneGraph(entities.take(nodes.source), 1.0 - null, edges)
+        return SceneGraph(row.entities.take(nodes.source), 1.0 - null, edges)
 
     def prototype_map(self, image: Image.Image) -> np.ndarray | None:
         """Return int[grid, grid], the prototype each patch leans to; None without prototypes."""
@@ -274,6 +277,42 @@ class VisionLanguageModel:
     def square(self, image: Image.Image) -> Image.Image:
         """Return an image as the model sees it, padded or cropped to its square."""
         return Image.fromarray(self._pixels(image)[0])
+
+    def tag(
+        self, images: Sequence[Image.Image], entities: Sequence[graphs.Entities]
+    ) -> list[graphs.Entities]:
+        """Put labels on entities, predicted from the pixels by the model's region classifier.
+
+        Every other method does so by itself for entities that come without labels.
+
+        Args:
+            images: one a set of entities.
+            entities: what is to be labelled.
+
+        Returns:
+            The same entities with labels; those that the model does not see get an empty one.
+
+        Raises:
+            SgqlmError: the model has no region classifier.
+        """
+        model, out = self.config.model, []
+        if not model.region_words:
+            raise errors.SgqlmError("this model has no region classifier (region_words is 0)")
+        size = min(64, generating.power_of_two(len(images)))
+        for start in range(0, len(images), size):
+            chunk = entities[start : start + size]
+            nodes = [graphs.make_nodes(found, model) for found in chunk]
+            full = nodes + nodes[-1:] * (size - len(nodes))
+            pixels = [self._pixels(image)[0] for image in images[start : start + size]]
+            pixels += pixels[-1:] * (size - len(pixels))
+            coverage = graphs.stack(full, [[]] * size, model, num_runs=1).coverage
+            ids = np.asarray(_labels(self.params, np.stack(pixels), coverage, config=model))
+            for found, seen, rows in zip(chunk, nodes, ids, strict=False):
+                labels = [""] * len(found)
+                for source, label in zip(seen.source, rows, strict=False):
+                    labels[source] = self.tokenizer.decode(label.tolist())
+                out.append(dataclasses.replace(found, labels=labels))
+        return out
 
     def ask(
         self,
@@ -327,6 +366,29 @@ class VisionLanguageModel:
         model, eos = self.config.model, self.tokenizer.eos_id
         return generating.Generator(model, self.params, eos_id=eos)
 
+    def _prepare(self, rows: Sequence[inputs.Row]) -> list[inputs.Prepared]:
+        tagged = self._tagged(rows)
+        return [inputs.prepare(row, self.config, self.tokenizer) for row in tagged]
+
+    def _tagged(self, rows: Sequence[inputs.Row]) -> list[inputs.Row]:
+        """Label the entities of rows that have none, where the model was trained with labels."""
+        model = self.config.model
+        if not (model.graph.enabled and model.graph.labels == "predicted" and model.region_words):
+            return list(rows)
+        bare = {
+            (id(row.image), id(row.entities)): row
+            for row in rows
+            if row.image is not None and row.entities is not None and not any(row.entities.labels)
+        }
+        found = self.tag([r.image for r in bare.values()], [r.entities for r in bare.values()])
+        labelled = dict(zip(bare, found, strict=True))
+        return [
+            dataclasses.replace(
+                row, entities=labelled.get((id(row.image), id(row.entities)), row.entities)
+            )
+            for row in rows
+        ]
+
     def _collate(self, rows: Sequence[inputs.Prepared]) -> types.Batch:
         length = generating.bucket(max(row.length for row in rows))
         return inputs.collate(rows, length, self.config.model)
@@ -355,6 +417,13 @@ def load(path: str | os.PathLike, base: str | os.PathLike | None = None) -> Visi
 def _logits(params, batch, *, config):
     hidden, _ = vlm.forward(params, config, batch)
     return vlm.head(params, config, hidden)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _labels(params, pixels, coverage, *, config):
+    plain = region_text.without_lora(config)
+    features = vlm.encode_images(params, plain, pixels)
+    return vlm.region_logits(params, plain, features, coverage).argmax(-1)
 
 
 @functools.partial(jax.jit, static_argnames="config")

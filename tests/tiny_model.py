@@ -32,16 +32,17 @@ def words() -> tokenizer.Tokenizer:
 def make(**graph) -> model_lib.VisionLanguageModel:
     """Return a model of 56 pixel images; `graph` changes its `GraphConfig`."""
     tiny = presets.get("tiny")
-    settings = config.ModelConfig(
+    settings = dataclasses.replace(
+        tiny,
         vision=dataclasses.replace(tiny.vision, image_size=56, width=32, num_layers=2, mlp_dim=64),
         llm=dataclasses.replace(
             tiny.llm, vocab_size=words().vocab_size, width=48, num_layers=2, mlp_dim=64, head_dim=12
         ),
-        projector=tiny.projector,
         prototypes=dataclasses.replace(tiny.prototypes, num_prototypes=4),
         graph=dataclasses.replace(tiny.graph, width=32, num_heads=4, **graph),
         llm_lora=config.LoraConfig(rank=2, alpha=4.0),
-        compute_dtype="float32",
+        vision_lora=config.LoraConfig(rank=2, alpha=4.0),
+        region_words=2,
     )
     text = config.TextConfig(system="", template="v1_sq")
     whole = config.Config(model=settings, text=text, scenes=SCENES)

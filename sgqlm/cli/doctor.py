@@ -69,6 +69,7 @@ def table(checks: Sequence[Check]) -> str:
         if check.fix:
             lines.append(f"{'':<5} {'':<{width}}  fix: {check.fix}")
     counts = {state: sum(check.state == state for check in checks) for state in (WARN, FAIL)}
+    lines.append("extras are optional: pip install -c constraints/cpu.txt -e '.[NAME]'")
     lines.append(f"{counts[FAIL]} failed, {counts[WARN]} warned, {len(checks)} checked")
     return "\n".join(lines)
 
@@ -89,7 +90,9 @@ def packages(wanted: Sequence[str], pinned: dict[str, str]) -> Check:
     if missing := sorted(name for name, version in installed.items() if version is None):
         return Check("packages", FAIL, "missing: " + ", ".join(missing), SETUP)
     if not pinned:
-        return Check("packages", NOTE, f"{len(installed)} installed; no constraints file to compare")
+        return Check(
+            "packages", NOTE, f"{len(installed)} installed; no constraints file to compare"
+        )
     other = [
         f"{name} {version} instead of {pinned[name]}"
         for name, version in sorted(installed.items())
@@ -167,8 +170,7 @@ def extra(name: str, wanted: Sequence[str]) -> Check:
     missing = sorted(package for package in wanted if _version(package) is None)
     if not missing:
         return Check(f"extra {name}", OK, "installed")
-    fix = f"only if wanted: .venv/bin/python -m pip install -e '.[{name}]'"
-    return Check(f"extra {name}", NOTE, "without " + ", ".join(missing), fix)
+    return Check(f"extra {name}", NOTE, "without " + ", ".join(missing))
 
 
 def pins(constraints: str) -> dict[str, str]:

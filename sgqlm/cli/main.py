@@ -95,6 +95,12 @@ def usage() -> str:
 def _describe(error: Exception) -> errors.SgqlmError:
     """Put an error that nobody expected into the form that users see."""
     text = f"{type(error).__name__}: {error}"
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("sgqlm"):
+        return errors.SgqlmError(
+            f"the package {error.name} is not installed",
+            fix="run `make setup`; `sgqlm doctor` shows what is optional and how to add it",
+            code=errors.RESOURCES,
+        )
     if isinstance(error, MemoryError):
         return errors.SgqlmError(
             "out of memory", why=text, fix="use a smaller batch or model", code=errors.RESOURCES

@@ -1,11 +1,12 @@
 """Visual self-questioning: the model asks about an image, then answers itself."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sgqlm.decode import inputs, sample
 
 
+@runtime_checkable
 class Responder(Protocol):
     """What completes rows: `model.VisionLanguageModel`."""
 

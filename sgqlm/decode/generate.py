@@ -38,7 +38,8 @@ class Generator:
     """Generates token ids with one model.
 
     LoRA is merged once and the layers are unstacked once, so that each decode step reads every
-    weight in place. Compiled programs are kept per (batch, length, new tokens, sampling mode).
+    weight in place. Programs are compiled per shape: embedding per (batch, length), the loop also
+    per (new tokens, sampling mode).
 
     Args:
         config: the model's configuration.
@@ -75,11 +76,12 @@ class Generator:
         Returns:
             Per row the generated ids, without EOS.
         """
-        state = _run(
-            *self._arguments(batch, max_new_tokens, sampling, seed, rows, edge_permutation),
+        written = _run(
+            *self._start_from(batch, max_new_tokens, seed, rows, edge_permutation),
+            sampling,
             **self._static(max_new_tokens, sampling),
         )
-        return [self._until_end(row) for row in np.asarray(state)]
+        return [self._until_end(row) for row in np.asarray(written)]
 
     def stream(
         self,
@@ -101,15 +103,15 @@ class Generator:
             Token ids, the same as `generate` returns.
         """
         static = self._static(max_new_tokens, sampling)
-        arguments = self._arguments(batch, max_new_tokens, sampling, seed, None, None)
-        state = _start(*arguments, **static)
+        begin = self._start_from(batch, max_new_tokens, seed, None, None)
+        state = _start(*begin, sampling, **static)
         for _ in range(max_new_tokens):
             if (token := int(state.token[0])) == self.eos_id:
                 return
             yield token
-            state = _step(self.params, state, arguments[-1], **static)
+            state = _step(self.params["llm"], state, sampling, **static)
 
-    def _arguments(self, batch, max_new_tokens, sampling, seed, rows, edge_permutation):
+    def _start_from(self, batch, max_new_tokens, seed, rows, edge_permutation):
         most = self.config.llm.max_positions
         if (longest := int(np.max(batch.lengths))) + max_new_tokens > most:
             raise errors.SgqlmError(
@@ -119,7 +121,8 @@ class Generator:
             )
         rows = np.arange(len(batch.tokens)) if rows is None else np.asarray(rows)
         keys = sample.row_keys(seed, jnp.asarray(rows, jnp.int32))
-        return self.params, batch, edge_permutation, keys, sampling
+        inputs = _embed(self.params, batch, edge_permutation, config=self.config)
+        return self.params["llm"], inputs, batch.lengths, keys
 
     def _static(self, max_new_tokens, sampling):
         return {
@@ -149,44 +152,52 @@ def bucket(length: int) -> int:
     return -(-length // unit) * unit
 
 
+def power_of_two(count: int) -> int:
+    """Return the smallest power of two that is at least `count`, for batch sizes."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
 _STATIC = ("config", "eos_id", "max_new_tokens", "mode")
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def _embed(params, batch, edge_permutation, *, config):
+    return vlm.embed(params, config, batch, edge_permutation=edge_permutation)[0]
+
+
 @functools.partial(jax.jit, static_argnames=_STATIC)
-def _start(params, batch, edge_permutation, keys, sampling, **static):
-    return _prefill(params, batch, edge_permutation, keys, sampling, **static)
+def _start(llm, inputs, lengths, keys, sampling, **static):
+    return _prefill(llm, inputs, lengths, keys, sampling, **static)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnums=1)
-def _step(params, state, sampling, **static):
-    return _advance(params, state, sampling, **static)
+def _step(llm, state, sampling, **static):
+    return _advance(llm, state, sampling, **static)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
-def _run(params, batch, edge_permutation, keys, sampling, **static):
-    state = _prefill(params, batch, edge_permutation, keys, sampling, **static)
+def _run(llm, inputs, lengths, keys, sampling, **static):
+    state = _prefill(llm, inputs, lengths, keys, sampling, **static)
     state = jax.lax.while_loop(
         lambda s: (s.step < static["max_new_tokens"]) & ~jnp.all(s.done),
-        lambda s: _advance(params, s, sampling, **static),
+        lambda s: _advance(llm, s, sampling, **static),
         state,
     )
     return state.written
 
 
-def _prefill(params, batch, edge_permutation, keys, sampling, **static):
+def _prefill(llm, inputs, lengths, keys, sampling, **static):
     config, eos_id, room = static["config"], static["eos_id"], static["max_new_tokens"]
-    inputs, _ = vlm.embed(params, config, batch, edge_permutation=edge_permutation)
-    length = batch.tokens.shape[1]
-    hidden, cache = llama.prefill(params["llm"], config, inputs, batch.lengths, length + room)
-    logits = llama.head(params["llm"], config.llm, hidden)
+    hidden, cache = llama.prefill(llm, config, inputs, lengths, inputs.shape[1] + room)
+    logits = llama.head(llm, config.llm, hidden)
     step = jnp.int32(0)
     token = sample.choose(logits, keys, step=step, sampling=sampling, mode=static["mode"])
     written = jnp.full((len(token), room), eos_id, jnp.int32).at[:, 0].set(token)
     return State(step + 1, token, token == eos_id, written, cache, keys)
 
 
-def _advance(params, state, sampling, **static):
-    logits, cache = llama.decode_step(params["llm"], static["config"], state.token, state.cache)
+def _advance(llm, state, sampling, **static):
+    logits, cache = llama.decode_step(llm, static["config"], state.token, state.cache)
     token = sample.choose(
         logits, state.keys, step=state.step, sampling=sampling, mode=static["mode"]
     )

@@ -2,18 +2,11 @@
 
 import collections
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+
+from sgqlm.scenes import questions as scene_questions
 
 FAMILIES = ("attribute", "one_hop", "exist", "count", "left_right")
-
-
-class Question(Protocol):
-    """What a test question tells: see `scenes.questions.Question`."""
-
-    family: str
-    argument: str
-    text: str
-    answer: str
 
 
 class Prior(NamedTuple):
@@ -24,7 +17,7 @@ class Prior(NamedTuple):
     overall: str
 
 
-def fit(questions: Iterable[Question]) -> Prior:
+def fit(questions: Iterable[scene_questions.Question]) -> Prior:
     """Count the answers of the training questions.
 
     Args:
@@ -47,13 +40,13 @@ def fit(questions: Iterable[Question]) -> Prior:
     )
 
 
-def answer(prior: Prior, question: Question) -> str:
+def answer(prior: Prior, question: scene_questions.Question) -> str:
     """Return the prior's answer, falling back to the family and then to all questions."""
     family = prior.by_family.get(question.family, prior.overall)
     return prior.by_argument.get((question.family, question.argument), family)
 
 
-def score(questions: Sequence[Question], answers: Sequence[str]) -> dict:
+def score(questions: Sequence[scene_questions.Question], answers: Sequence[str]) -> dict:
     """Compare answers with the truth by exact match.
 
     Args:

@@ -12,7 +12,7 @@ from sgqlm.viz import quickstart_report
 
 
 def evaluate_scenes(
-    model: model_lib.VisionLanguageModel,
+    model: ask.Responder,
     cases: Sequence[scenes.SceneCase],
     *,
     answer_prior: prior.Prior,
@@ -70,7 +70,7 @@ def evaluate_scenes(
 
 
 def score_asked(
-    model: model_lib.VisionLanguageModel,
+    model: ask.Responder,
     cases: Sequence[scenes.SceneCase],
     *,
     settings: config_lib.EvalConfig,

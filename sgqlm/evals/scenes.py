@@ -22,45 +22,51 @@ class SceneCase:
     questions: tuple[questions.Question, ...]
 
 
+def make_case(cfg: config.SceneConfig, split: str, index: int, *, seed: int = 0) -> SceneCase:
+    """Draw one scene of a split; its entities have no labels."""
+    scene = world.make_scene(cfg, split, index)
+    image, id_mask = render.draw(scene)
+    entities, _ = world.detect(scene, id_mask, cfg)
+    return SceneCase(scene, image, entities, tuple(questions.ask_all(scene, seed=seed)))
+
+
 def make_cases(
-    cfg: config.SceneConfig,
-    *,
-    split: str = "test",
-    count: int,
-    tagger: Tagger | None = None,
-    seed: int = 0,
+    cfg: config.SceneConfig, *, count: int, split: str = "test", tagger: Tagger | None = None
 ) -> list[SceneCase]:
     """Draw the first scenes of a split.
 
     Args:
         cfg: the world.
-        split: `train`, `val` or `test`.
         count: scenes.
-        tagger: puts labels that it predicts from the pixels on the entities of the detector;
-            None leaves them without.
-        seed: of the choice of questions.
+        split: `train`, `val` or `test`.
+        tagger: puts labels that it predicts from the pixels on the entities of the detector,
+            such as `model.tag`; None leaves them without.
 
     Returns:
         One case a scene.
     """
-    scenes = [world.make_scene(cfg, split, index) for index in range(count)]
-    drawn = [render.draw(scene) for scene in scenes]
-    pictures = [image for image, _ in drawn]
-    found = [
-        world.detect(scene, id_mask, cfg)[0]
-        for scene, (_, id_mask) in zip(scenes, drawn, strict=True)
-    ]
-    if tagger is not None:
-        found = tagger(pictures, found)
+    cases = [make_case(cfg, split, index) for index in range(count)]
+    if tagger is None:
+        return cases
+    found = tagger([case.image for case in cases], [case.entities for case in cases])
     return [
-        SceneCase(scene, image, entities, tuple(questions.ask_all(scene, seed=seed)))
-        for scene, image, entities in zip(scenes, pictures, found, strict=True)
+        dataclasses.replace(case, entities=entities)
+        for case, entities in zip(cases, found, strict=True)
     ]
 
 
 def train_questions(
-    cfg: config.SceneConfig, *, count: int, seed: int = 0
+    cfg: config.SceneConfig, *, limit: int = 2000, seed: int = 0
 ) -> Iterator[questions.Question]:
-    """Yield the questions of the first training scenes, which the answer prior is counted from."""
-    for index in range(count):
+    """Yield the questions of the first training scenes, which the answer prior is counted from.
+
+    Args:
+        cfg: the world.
+        limit: scenes at most.
+        seed: of the choice of questions.
+
+    Yields:
+        Questions of the same families and shares as the test has.
+    """
+    for index in range(min(cfg.num_train, limit)):
         yield from questions.ask_all(world.make_scene(cfg, "train", index), seed=seed)

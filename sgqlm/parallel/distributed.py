@@ -23,15 +23,15 @@ def initialize(environment: Mapping[str, str] | None = None) -> None:
         SgqlmError: the other processes did not come within five minutes.
     """
     env = os.environ if environment is None else environment
-    options = _options(env)
-    if options is None or jax.distributed.is_initialized():
+    found = options(env)
+    if found is None or jax.distributed.is_initialized():
         return
     try:
-        jax.distributed.initialize(initialization_timeout=TIMEOUT_SECONDS, **options)
+        jax.distributed.initialize(initialization_timeout=TIMEOUT_SECONDS, **found)
     except RuntimeError as error:
         raise errors.SgqlmError(
             "the processes of this run did not find each other",
-            where=str(options or "detected by jax"),
+            where=str(found or "detected by jax"),
             why=str(error).splitlines()[0],
             fix="start every process with the same coordinator address, and open its port",
             code=errors.RESOURCES,
@@ -43,7 +43,8 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def _options(env: Mapping[str, str]) -> dict | None:
+def options(env: Mapping[str, str]) -> dict | None:
+    """Return arguments of `jax.distributed.initialize`, or None if there is one process."""
     if env.get("JAX_COORDINATOR_ADDRESS"):
         return {
             "coordinator_address": env["JAX_COORDINATOR_ADDRESS"],

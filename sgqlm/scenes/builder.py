@@ -2,17 +2,22 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
 
 from sgqlm import config, errors
 from sgqlm.scenes import examples
@@ -76,7 +81,7 @@ class Records:
 
     CHUNK = 64
 
-    def __init__(self, cfg: config.SceneConfig, pool, progress: Progress | None):
+    def __init__(self, cfg: config.SceneConfig, pool, progress: Progress):
         """Make records of `cfg` in `pool`, or here where it is None."""
         self._cfg, self._pool, self._progress, self._done = cfg, pool, progress, 0
 
@@ -87,8 +92,7 @@ class Records:
         for chunk in self._chunks(split, chunks):
             yield from chunk
             self._done += len(chunk)
-            if self._progress:
-                self._progress(self._done, sum(num_scenes(self._cfg, s) for s in SPLITS))
+            self._progress(self._done, sum(num_scenes(self._cfg, s) for s in SPLITS))
 
     def _chunks(self, split, chunks):
         if self._pool is None:
@@ -177,6 +181,8 @@ def build(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         built = _write(cfg, aside, workers, progress)
+        for shard in sorted(built.glob("*.array_record-*")):
+            _order_features(shard)
         _write_manifest(cfg, built)
         try:
             built.rename(folder)
@@ -189,18 +195,40 @@ def build(
 
 def _write(cfg, aside: pathlib.Path, workers: int, progress) -> pathlib.Path:
     tfds.disable_progress_bar()
-    pool = None
+    stdout, pool = sys.stdout, None
+
+    def report(done: int, total: int):
+        with contextlib.redirect_stdout(stdout):
+            if progress:
+                progress(done, total)
+
     if workers > 1:
         # spawned, not forked: the caller may have started jax, whose threads do not survive a fork
         context = multiprocessing.get_context("spawn")
         pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
     try:
-        maker = Scenes(scenes=cfg, records=Records(cfg, pool, progress), data_dir=str(aside))
-        maker.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=1))
+        maker = Scenes(scenes=cfg, records=Records(cfg, pool, report), data_dir=str(aside))
+        with contextlib.redirect_stdout(io.StringIO()):  # it would print where files lie aside
+            maker.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=1))
         return pathlib.Path(maker.data_dir)
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
+
+
+def _order_features(shard: pathlib.Path) -> None:
+    """Rewrite a shard with the features of each record in order of their names.
+
+    TFDS serialises them in the order of a hash table, which differs from process to process.
+    """
+    reader = array_record_module.ArrayRecordReader(str(shard))
+    writer = array_record_module.ArrayRecordWriter(f"{shard}.ordered", "group_size:1")
+    for index in range(reader.num_records()):
+        example = tf_example_pb2.Example.FromString(reader.read([index])[0])
+        writer.write(example.SerializeToString(deterministic=True))
+    writer.close()
+    reader.close()
+    os.replace(f"{shard}.ordered", shard)
 
 
 def _write_manifest(cfg: config.SceneConfig, folder: pathlib.Path) -> None:
@@ -219,7 +247,9 @@ def _write_manifest(cfg: config.SceneConfig, folder: pathlib.Path) -> None:
 
 def _check_same(cfg: config.SceneConfig, folder: pathlib.Path) -> None:
     manifest = folder / MANIFEST
-    found = json.loads(manifest.read_text("utf-8"))["digest"] if manifest.is_file() else "no data set"
+    found = (
+        json.loads(manifest.read_text("utf-8"))["digest"] if manifest.is_file() else "no data set"
+    )
     if found != digest(cfg):
         raise errors.SgqlmError(
             "the folder for the scenes holds something else",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from sgqlm import config
 from sgqlm.data import graphs
@@ -42,7 +43,7 @@ def make_example(cfg: config.SceneConfig, split: str, index: int) -> Example:
     image, ids = render.draw(scene)
     entities, truth = world.detect(scene, ids, cfg)
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=4)
+    image.save(file, "PNG", compress_level=2)
     masks = [graphs.encode_rle(ids == k + 1) for k in range(len(scene.objects))]
     return Example(file.getvalue(), scene, entities, truth, masks)
 
@@ -62,10 +63,15 @@ def to_record(example: Example) -> Record:
     """
     scene, entities = example.scene, example.entities
     words = [
-        [values.index(word) for values, word in zip(world.ATTRIBUTES.values(), o.words, strict=True)]
+        [
+            values.index(word)
+            for values, word in zip(world.ATTRIBUTES.values(), o.words, strict=True)
+        ]
         for o in scene.objects
     ]
-    relations = [(r.subject, world.PREDICATES.index(r.predicate), r.object) for r in scene.relations]
+    relations = [
+        (r.subject, world.PREDICATES.index(r.predicate), r.object) for r in scene.relations
+    ]
     return {
         "image": example.image,
         "split": scene.split,
@@ -118,8 +124,8 @@ def from_record(record: Mapping[str, Any]) -> Example:
 
 
 def _boxes(masks: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    boxes = [world.mask_box(graphs.decode_rle(mask)) for mask in masks]
-    return np.array(boxes, np.float32).reshape(-1, 4)
+    boxes = np.array(coco_mask.toBbox(list(masks)), np.float32).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
 
 
 def _join(masks: Sequence[Mapping[str, Any]]) -> bytes:

@@ -1,7 +1,7 @@
 """The language of scenes: one table of sentences, used to write, to parse and to answer.
 
-    what colour is the thing the red star is pointing at?
-    ^ template of `one_hop`       ^ noun phrase  ^ predicate
+what colour is the thing the red star is pointing at?
+^ template of `one_hop`       ^ noun phrase  ^ predicate
 """
 
 import dataclasses
@@ -32,7 +32,11 @@ TEMPLATES = {
         "tell me the {attribute} of the thing {predicate} {first}.",
     ),
     "exist": ("is there {some}?", "can you see {some}?", "does the image show {some}?"),
-    "count": ("how many {plural} are there?", "how many {plural} can you see?", "count the {plural}."),
+    "count": (
+        "how many {plural} are there?",
+        "how many {plural} can you see?",
+        "count the {plural}.",
+    ),
     "left_right": (
         "is {first} left or right of {second}?",
         "is {first} to the left or to the right of {second}?",
@@ -193,8 +197,11 @@ def answer(text: str, scene: world.Scene) -> str | None:
 
 def partners(scene: world.Scene, k: int, predicate: str, *, is_back: bool = False) -> list[int]:
     """Return what object `k` is `predicate` (or, back, what is `predicate` object `k`)."""
-    ends = [(r.object, r.subject) if is_back else (r.subject, r.object) for r in scene.relations
-            if r.predicate == predicate]
+    ends = [
+        (r.object, r.subject) if is_back else (r.subject, r.object)
+        for r in scene.relations
+        if r.predicate == predicate
+    ]
     return [other for end, other in ends if end == k]
 
 
@@ -238,8 +245,9 @@ def _pattern_texts() -> Iterator[tuple[str, str]]:
     for family, texts in TEMPLATES.items():
         for text in texts:
             parts = re.split(r"\{(\w+)\}", text)
-            yield family, "".join(
-                slots[part] if i % 2 else re.escape(part) for i, part in enumerate(parts)
+            yield (
+                family,
+                "".join(slots[part] if i % 2 else re.escape(part) for i, part in enumerate(parts)),
             )
 
 

@@ -1,13 +1,17 @@
 """Where objects stand and which of them can be joined by a stroke that meets nobody else."""
 
+from collections.abc import Sequence
+
 import numpy as np
+
+Point = Sequence[float]
 
 PATCH = 14.0  # side of a ViT patch: half the centres are pulled to a patch border
 NEAR_BORDER = 0.2  # of a patch
-CLEARANCE = 2.5  # pixels between a stroke and a third object
-SHORTEST = 12.0  # pixels of stroke between two rims
+CLEARANCE = 1.5  # pixels between a stroke and a third object
+SHORTEST = 9.5  # pixels of stroke between two rims
 MAX_LINKS = 3  # strokes that end at one object
-MIN_TURN = np.cos(np.radians(55.0))  # strokes at one object are at least this far apart
+MIN_TURN = np.cos(np.radians(52.0))  # strokes at one object are at least this far apart
 OUT_DEGREES = ((2, 1), (2, 2), (2, 2, 1))  # relations of each subject: most stand in two
 
 
@@ -48,15 +52,19 @@ def _place(rng, radii: np.ndarray, side: int, gap: float) -> np.ndarray | None:
     placed: list[int] = []
     for k in np.argsort(-radii, kind="stable"):
         low, high = radii[k] + 1.0, side - radii[k] - 1.0
-        points = rng.uniform(low, high, size=(40, 2))
-        snapped = np.round(points / PATCH) * PATCH + rng.uniform(-1, 1, (40, 2)) * NEAR_BORDER * PATCH
-        points = np.where(rng.random((40, 1)) < 0.6, snapped, points).clip(low, high)
+        points = rng.uniform(low, high, size=(32, 2))
+        snapped = (
+            np.round(points / PATCH) * PATCH + rng.uniform(-1, 1, (32, 2)) * NEAR_BORDER * PATCH
+        )
+        points = np.where(rng.random((32, 1)) < 0.6, snapped, points).clip(low, high)
         points = quantise(points)
         apart = np.hypot(*(points[:, None] - centres[placed][None]).transpose(2, 0, 1))
-        fits = (apart >= gap * (radii[placed] + radii[k])).all(1)
-        if not fits.any():
+        room = (apart / (radii[placed] + radii[k])).min(1, initial=np.inf)
+        fits = np.flatnonzero(room >= gap)
+        if not len(fits):
             return None
-        centres[k] = points[fits.argmax()]
+        some = fits[:3] if gap > 1 else fits[:1]  # the freest of three leaves room for strokes
+        centres[k] = points[some[room[some].argmax()]]
         placed.append(int(k))
     return centres
 
@@ -108,7 +116,7 @@ def clear_pairs(centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
     return passes & (length - radii[:, None] - radii >= SHORTEST)
 
 
-def crosses(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> bool:
+def crosses(a: Point, b: Point, c: Point, d: Point) -> bool:
     """Tell whether the segments a-b and c-d cut each other."""
 
     def side(p, q, r):

@@ -48,7 +48,7 @@ class _Frame:
         self.pen, self.origin, self.scale = pen, origin, scale
         self.length /= scale
 
-    def at(self, a: float, b: float) -> tuple[float, float]:
+    def at(self, a, b):
         a, b = a * self.scale, b * self.scale
         return (
             self.origin[0] + a * self.u[0] - b * self.u[1],
@@ -85,7 +85,8 @@ def _pointing(first: _Frame, last: _Frame) -> None:
 
 
 def _looking(first: _Frame, last: _Frame) -> None:
-    first.dashes(2, WHITE, 2.5, 2.5)
+    for a in range(10, int(first.length) - 5, 6):
+        first.disc(a, 0, 1.4, WHITE)
     first.disc(2.5, 0, 4.6, WHITE, BLACK)
     first.disc(4.2, 0, 2.3, BLACK)
     for width, colour, reach in ((3.5, BLACK, 4), (2, WHITE, 3.5)):
@@ -94,7 +95,7 @@ def _looking(first: _Frame, last: _Frame) -> None:
 
 
 def _chasing(first: _Frame, last: _Frame) -> None:
-    first.dashes(2, BLACK, 4, 3)
+    first.dashes(2.5, BLACK, 4, 4)
     for a in (-1, 2.5, 6):
         first.line([(a, -5), (a, 5)], 1.5, BLACK)
     for a in (-1, 3.5):

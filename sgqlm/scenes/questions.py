@@ -164,7 +164,9 @@ def _attribute(scene, rng) -> Question | None:
             text = grammar.write(
                 "attribute", _style(rng), attribute=attribute, first=_pick(rng, nouns)
             )
-            return Question("attribute", attribute, text, getattr(scene.objects[k], attribute), (k,))
+            return Question(
+                "attribute", attribute, text, getattr(scene.objects[k], attribute), (k,)
+            )
     return None
 
 
@@ -204,7 +206,8 @@ def _exist(scene, rng) -> Question | None:
         pool = present
     else:  # both words of a negative pair are in the scene, only not together
         values = [
-            sorted({getattr(o, key) for o in scene.objects}) if len(keys) > 1
+            sorted({getattr(o, key) for o in scene.objects})
+            if len(keys) > 1
             else world.ATTRIBUTES[key]
             for key in keys
         ]

@@ -41,7 +41,9 @@ def draw(scene: world.Scene) -> tuple[Image.Image, np.ndarray]:
         mask, x0, y0 = shapes.silhouette(item, SCALE, side)
         window = slice(y0, y0 + mask.shape[0]), slice(x0, x0 + mask.shape[1])
         inside = mask > 0
-        canvas[window][inside] = _paint(item, mask, x0, y0)[mask[inside], _bands(item, inside, x0, y0)]
+        canvas[window][inside] = _paint(item, mask, x0, y0)[
+            mask[inside], _bands(item, inside, x0, y0)
+        ]
         ids[window][inside] = k + 1
         amodal.append((inside, x0, y0))
     image = Image.fromarray(canvas)

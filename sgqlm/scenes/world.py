@@ -9,7 +9,7 @@ import hashlib
 
 import numpy as np
 
-from sgqlm import config
+from sgqlm import config, errors
 from sgqlm.data import graphs
 from sgqlm.scenes import layout
 
@@ -33,6 +33,7 @@ SHAPES = (
 ATTRIBUTES = {"size": SIZES, "colour": COLOURS, "texture": TEXTURES, "shape": SHAPES}
 PREDICATES = ("pointing at", "looking at", "chasing", "holding", "guarding")
 
+MAX_OBJECTS = 12
 DISTINCT = 5  # different colours and shapes a scene has at least: 4 are left beside any object
 SPATIAL_MARGIN = 0.06  # share of the side below which two centres are neither left nor right
 FREE_TURN = ("arrow", "bar", "moon")  # shapes that stay what they are however they are turned
@@ -97,7 +98,16 @@ def make_scene(cfg: config.SceneConfig, split: str, index: int) -> Scene:
 
     Returns:
         The scene.
+
+    Raises:
+        SgqlmError: the numbers of objects cannot be.
     """
+    if not 1 <= cfg.min_objects <= cfg.max_objects <= MAX_OBJECTS:
+        raise errors.SgqlmError(
+            f"a scene cannot have {cfg.min_objects} to {cfg.max_objects} objects",
+            where="scenes.min_objects, scenes.max_objects",
+            fix=f"give 1 <= min_objects <= max_objects <= {MAX_OBJECTS}",
+        )
     rng = generator("scene", split, index)
     side = cfg.image_size
     num = int(rng.integers(cfg.min_objects, cfg.max_objects + 1))
@@ -117,7 +127,9 @@ def make_scene(cfg: config.SceneConfig, split: str, index: int) -> Scene:
             float(centres[k, 0]),
             float(centres[k, 1]),
             float(radii[k]),
-            int(rng.integers(-180, 180) if SHAPES[shapes[k]] in FREE_TURN else rng.integers(-9, 10)),
+            int(
+                rng.integers(-180, 180) if SHAPES[shapes[k]] in FREE_TURN else rng.integers(-9, 10)
+            ),
         )
         for k in range(num)
     )
@@ -178,7 +190,7 @@ def detect(
     entities = graphs.Entities(
         masks=np.stack([masks[i] for i in order]),
         boxes=np.stack([mask_box(masks[i]) for i in order]),
-        labels=[""] * len(order),
+        labels=[],
         scores=scores,
         size=tuple(id_mask.shape),
     )
@@ -222,7 +234,7 @@ def _shifted(mask: np.ndarray, shift: np.ndarray) -> np.ndarray:
     if not mask.any():
         return mask
     x0, y0, x1, y1 = mask_box(mask)
-    dx, dy = int(round(shift[0] * (x1 - x0))), int(round(shift[1] * (y1 - y0)))
+    dx, dy = np.rint(shift * (x1 - x0, y1 - y0)).astype(int)
     rows, columns = np.nonzero(mask)
     rows, columns = rows + dy, columns + dx
     height, width = mask.shape

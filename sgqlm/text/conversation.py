@@ -104,10 +104,7 @@ def encode(
         return _encode_official(
             turns, form, tokenizer, has_image, vusr_turns, max_length or official.MAX_LENGTH, system
         )
-    special = (*rules.CONTROL_TOKENS, *tokenizer.special_ids)
-    rules.refuse(
-        rules.faults(turns, template=template, has_image=has_image, control_tokens=special)
-    )
+    _refuse_faults(turns, form, tokenizer, has_image, for_training=True)
     if template == "plain":
         _check_asked([], form, has_image, vusr_turns)
         segments, first = _plain_segments(turns), None
@@ -152,34 +149,23 @@ def prompt(
     """
     form = templates.get(template)
     turns = list(turns)
-    special = (*rules.CONTROL_TOKENS, *tokenizer.special_ids)
     if turns:
-        rules.refuse(
-            rules.faults(
-                turns,
-                template=template,
-                has_image=has_image,
-                for_training=False,
-                control_tokens=special,
-            )
-        )
+        _refuse_faults(turns, form, tokenizer, has_image, for_training=False)
     turns = _place_image(turns) if has_image else turns
     _check_open(turns, form, has_image, open_role)
     if template == "plain":
         text = templates.image_first(turns[0]["value"]) + "\n" if turns else templates.IMAGE
-        segments, first = [templates.Segment(text, types.NOT_TRAINED)], None
-        if turns:
-            first = templates.Message(templates.USER, text)
+        segments = [templates.Segment(text, types.NOT_TRAINED)]
+        first = templates.Message(templates.USER, text)
     else:
         messages = _messages(turns, form, has_image, vusr_turns)
-        if open_role == "vuser":
-            lead = "" if messages else _IMAGE_LEAD
-            messages.append(templates.Message(templates.VUSER, None, lead))
-        else:
-            messages.append(templates.Message(templates.ASSISTANT, None))
+        role = templates.VUSER if open_role == "vuser" else templates.ASSISTANT
+        messages.append(templates.Message(role, None, "" if messages else _IMAGE_LEAD))
         segments = _rendered(messages, form, tokenizer, system, vusr_marker)
         first = messages[0]
-    return _assemble(segments, first, tokenizer, has_image, None)
+    out = _assemble(segments, first, tokenizer, has_image, None)
+    size = len(out.input_ids)
+    return dataclasses.replace(out, labels=[types.IGNORE] * size, kinds=[types.NOT_TRAINED] * size)
 
 
 def expand(
@@ -324,6 +310,18 @@ def _encode_official(turns, form, tokenizer, has_image, vusr_turns, max_length, 
         for kind, label in zip(out.kinds, labels, strict=True)
     ]
     return dataclasses.replace(out, labels=labels, kinds=kinds)
+
+
+def _refuse_faults(turns, form, tokenizer, has_image, *, for_training: bool) -> None:
+    rules.refuse(
+        rules.faults(
+            turns,
+            template=form.name,
+            has_image=has_image,
+            for_training=for_training,
+            control_tokens={*rules.CONTROL_TOKENS, *tokenizer.special_ids},
+        )
+    )
 
 
 def _messages(turns, form, has_image, vusr_turns) -> list[templates.Message]:

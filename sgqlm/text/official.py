@@ -14,7 +14,7 @@ from sgqlm.text import tokenizer as tokenizers
 MAX_LENGTH = 2048  # model_max_length of every released run
 
 _MARKER = " ASSISTANT: "
-_ASKED_HEADER = 3  # V, USER and ":" before a question; assumed of every round without an answer
+_ASKED_HEADER = "VUSER: "  # assumed of every round that has no answer
 
 
 def round_labels(
@@ -52,7 +52,7 @@ def round_labels(
         if len(parts) == 2:
             masked = count(parts[0] + _MARKER) - 2
         elif template == "v1_sq":
-            masked = _ASKED_HEADER
+            masked = count(_ASKED_HEADER) - 2
         else:
             break
         length = count(turn)

@@ -48,12 +48,10 @@ def faults(
         return shape
     form = templates.get(template)
     found = list(_order_faults(turns, form, for_training))
-    kept = turns[opening(turns, form) :]
+    kept = list(enumerate(turns))[opening(turns, form) :]
     found += _image_faults(kept, has_image, for_training)
     found += _text_faults(kept, control_tokens, for_training and form.name != "plain")
-    start = len(turns) - len(kept)
-    shifted = (f._replace(turn=f.turn + start) if f.rule in _PER_TURN else f for f in found)
-    return sorted(shifted, key=lambda fault: -1 if fault.turn is None else fault.turn)
+    return sorted(found, key=lambda fault: -1 if fault.turn is None else fault.turn)
 
 
 def opening(turns: Sequence[dict[str, str]], form: templates.Template) -> int:
@@ -91,7 +89,6 @@ _REASONS = {
     "no role marker": "it reads as the start of an answer, so user text would be trained",
     "image placeholder": "the text and the images of a sample have to agree",
 }
-_PER_TURN = ("no empty text", "no control token", "no role marker", "image placeholder")
 
 
 def _shape_faults(turns: Sequence[Any]) -> Iterator[Fault]:
@@ -125,23 +122,19 @@ def _order_faults(turns, form: templates.Template, for_training: bool) -> Iterat
 
 def _image_faults(turns, has_image: bool, for_training: bool) -> list[Fault]:
     rule, tag = "image placeholder", templates.IMAGE
-    holders = [index for index, turn in enumerate(turns) if tag in turn["value"]]
+    holders = [(index, turn["from"]) for index, turn in turns if tag in turn["value"]]
     if not has_image:
-        return [Fault(rule, index, f"{tag} in a sample without image") for index in holders]
-    found = [
-        Fault(rule, index, f"{tag} in an answer")
-        for index in holders
-        if turns[index]["from"] == "gpt"
-    ]
+        return [Fault(rule, index, f"{tag} in a sample without image") for index, _ in holders]
+    found = [Fault(rule, i, f"{tag} in an answer") for i, who in holders if who == "gpt"]
     if for_training and not holders:
-        found.append(Fault(rule, 0, f"the sample has an image and no turn has {tag}"))
+        found.append(Fault(rule, None, f"the sample has an image and no turn has {tag}"))
     return found
 
 
 def _text_faults(turns, control_tokens: Collection[str], has_rounds: bool) -> Iterator[Fault]:
-    for index, turn in enumerate(turns):
+    for index, turn in turns:
         text = templates.image_first(turn["value"])
-        for token in control_tokens:
+        for token in sorted(control_tokens):
             if token in text:
                 yield Fault("no control token", index, f"the text contains {token}")
         if not text:

@@ -48,8 +48,8 @@ class Tokenizer:
         rule: Rule = "4.31",
         added_tokens: tuple[str, ...] = (),
     ):
-        self.model_bytes, self.legacy, self.rule = model, legacy, rule
-        self.added_tokens = added_tokens
+        self.model_bytes, self.legacy, self.added_tokens = model, legacy, added_tokens
+        self.rule: Rule = rule
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._bare = None
         if rule == "4.37" and not legacy:
@@ -270,6 +270,7 @@ def train(
         why = "the corpus has no text" if not lines else f"{vocab_size - room} ids are fixed"
         fix = "check the data set" if not lines else f"set vocab_size to {vocab_size - room + 64}"
         raise errors.SgqlmError("no tokenizer can be trained", why=why, fix=fix + " or more")
+    lines = _common_characters(lines, room // 2)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -285,19 +286,19 @@ def train(
         add_dummy_prefix=True,
         user_defined_symbols=pieces,
         required_chars=":",
-        character_coverage=_coverage(lines, room // 2),
-        max_sentence_length=max(len(line.encode()) for line in lines) + 1,
+        character_coverage=1.0,
+        max_sentence_length=max(10, *(len(line.encode()) + 1 for line in lines)),
         num_threads=1,
         minloglevel=2,
     )
     return model.getvalue()
 
 
-def _coverage(lines: Sequence[str], max_chars: int) -> float:
-    """Return the share of the text to cover so that at most `max_chars` characters are pieces."""
+def _common_characters(lines: Sequence[str], max_chars: int) -> list[str]:
+    """Blank all but the most frequent characters; the others are encoded as bytes."""
     counts = collections.Counter(char for line in lines for char in line)
-    kept = sum(count for _, count in counts.most_common(max_chars))
-    return kept / counts.total()
+    rare = {ord(char): " " for char, _ in counts.most_common()[max_chars:]}
+    return [line.translate(rare) for line in lines] if rare else list(lines)
 
 
 def _read(path: str | pathlib.Path) -> bytes:

@@ -195,7 +195,9 @@ def read_meta(folder: pathlib.Path) -> Meta:
     try:
         tree = json.loads((folder / "meta.json").read_text())
         names = {field.name for field in dataclasses.fields(Meta)}
-        meta = Meta(**{key: tree[key] for key in tree if key in names})
+        known = {key: tree[key] for key in tree if key in names}
+        known |= {key: tuple(known.get(key, ())) for key in ("trained", "saved")}
+        meta = Meta(**known)
     except (OSError, ValueError, TypeError) as error:
         raise errors.SgqlmError(
             "this is not a checkpoint",
@@ -211,7 +213,7 @@ def read_meta(folder: pathlib.Path) -> Meta:
             fix="update sgqlm",
             code=errors.CHECKPOINT,
         )
-    return dataclasses.replace(meta, trained=tuple(meta.trained), saved=tuple(meta.saved))
+    return meta
 
 
 def load_params(
@@ -363,7 +365,8 @@ def _base_leaves(meta: Meta, base: str | os.PathLike | None) -> dict[str, Any]:
     path = pathlib.Path(base or meta.base["path"])
     if not path.is_dir() or digest(path) != meta.base["digest"]:
         raise errors.SgqlmError(
-            "the base of this checkpoint is not there" if not path.is_dir()
+            "the base of this checkpoint is not there"
+            if not path.is_dir()
             else "the base of this checkpoint has changed",
             where=str(path),
             why="only what differs from the base was saved",

@@ -22,10 +22,9 @@ class Cache(NamedTuple):
     array: np.ndarray  # float16[rows + 1, P, D]
 
     def rows(self, batch: types.Batch) -> np.ndarray:
-        """Return float16[B, P, D]; blanked images and dummies get the features of zeros."""
-        is_blank = ~batch.images.reshape(len(batch.images), -1).any(1)
-        index = np.where(is_blank | (batch.row < 0), len(self.array) - 1, batch.row)
-        return self.array[index]
+        """Return float16[B, P, D]; a row without image gets the features of zeros."""
+        has_image = batch.image_valid & (batch.row >= 0)
+        return self.array[np.where(has_image, batch.row, len(self.array) - 1)]
 
 
 def compute(

@@ -33,9 +33,8 @@ class Interrupt:
 
     def is_requested(self, step: int) -> bool:
         """Tell whether to stop before `step`; all processes of a run agree on the step."""
-        if jax.process_count() > 1:
-            if multihost_utils.reached_preemption_sync_point(step):
-                self.signal = signal.SIGTERM
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = signal.SIGTERM
         return self.signal is not None
 
     def error(self, saved: str) -> errors.SgqlmError:

@@ -34,9 +34,7 @@ def lm_loss(
         The sum of weight * loss, the sum of the weights, and metrics: a pair is a numerator with
         its denominator, a scalar is a count. All are sums, so micro-batches and hosts add up.
     """
-    hidden, aux = vlm.forward(
-        params, cfg, batch, features=features, dropout_key=key, remat=remat
-    )
+    hidden, aux = vlm.forward(params, cfg, batch, features=features, dropout_key=key, remat=remat)
     targets, weights, kinds = (shift(x, fill) for x, fill in _targets(batch))
     losses, hits = token_losses(lambda h: vlm.head(params, cfg, h), hidden, targets)
     is_answer, is_question = kinds == types.ANSWER, kinds == types.QUESTION

@@ -45,7 +45,7 @@ class Prefetch:
                 return
             try:
                 entry = (make(step), None)
-            except Exception as error:  # noqa: BLE001 - it is raised where the batch is used
+            except Exception as error:  # raised where the batch is used
                 entry = (None, error)
             self._queue.put(entry)
             if entry[1] is not None:

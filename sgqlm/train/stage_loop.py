@@ -175,9 +175,7 @@ class _StageLoop:
         batch, cached = ahead.next()
         self._waited += time.monotonic() - began
         with jax.profiler.StepTraceAnnotation("train", step_num=index):
-            self._state, report = self._step(
-                self._state, self._frozen, batch, cached, self._key
-            )
+            self._state, report = self._step(self._state, self._frozen, batch, cached, self._key)
         self._flush()
         self._pending = (index + 1, report)
 
@@ -252,10 +250,7 @@ class _StageLoop:
 
 
 def _first_state(trainable, optimizer, shardings, resumed: Saved | None) -> state.State:
-    trainable = jax.device_put(trainable, shardings.trainable)
-    opt = jax.jit(optimizer.transform.init, out_shardings=shardings.opt)(trainable)
-    zero = jax.device_put(np.zeros((), np.int32), shardings.step)
-    current = state.State(zero, trainable, opt, zero + 0, zero + 0)
+    current = step.init_state(trainable, optimizer, shardings)
     if resumed is None:
         return current
     target = jax.tree.map(
@@ -264,9 +259,7 @@ def _first_state(trainable, optimizer, shardings, resumed: Saved | None) -> stat
     )
     loaded = resumed.opt(target)
     done = jax.device_put(np.asarray(resumed.step, np.int32), shardings.step)
-    return state.State(
-        done, trainable, loaded["opt"], loaded["bad_run"], loaded["skipped"]
-    )
+    return state.State(done, current.trainable, loaded["opt"], loaded["bad_run"], loaded["skipped"])
 
 
 def _opt_tree(current: state.State) -> dict[str, Any]:

@@ -93,8 +93,7 @@ def check(stage: config.StageConfig, params: types.Params) -> None:
         )
     if stage.batch_size % max(stage.accumulation, 1):
         raise errors.SgqlmError(
-            f"batch size {stage.batch_size} is not a multiple of accumulation "
-            f"{stage.accumulation}",
+            f"batch size {stage.batch_size} is not a multiple of accumulation {stage.accumulation}",
             where=where,
             fix="change batch_size or accumulation",
         )
@@ -126,9 +125,7 @@ def question_probability(stage: config.StageConfig, text: config.TextConfig) -> 
     return text.self_questioning if own is None else own
 
 
-def with_sources(
-    stage: config.StageConfig, *sources: config.SourceConfig
-) -> config.StageConfig:
+def with_sources(stage: config.StageConfig, *sources: config.SourceConfig) -> config.StageConfig:
     """Return the row with other data."""
     return dataclasses.replace(stage, sources=tuple(sources))
 

@@ -47,11 +47,9 @@ def make_train_step(
         (total, weight, metrics), grads = sums
         scale = 1.0 / jnp.maximum(weight, 1e-9)
         grads = jax.tree.map(lambda g: g * scale, grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         is_good = jnp.isfinite(total) & jnp.isfinite(norm)
-        trainable, opt = optimizer.update(
-            grads, current.opt, current.trainable, step=current.step
-        )
+        trainable, opt = optimizer.update(grads, current.opt, current.trainable, step=current.step)
         kept = _choose(is_good, (trainable, opt), (current.trainable, current.opt))
         updated = state.State(
             step=current.step + 1,
@@ -83,11 +81,22 @@ def make_eval_step(loss_fn: LossFn):
     return jax.jit(eval_step)
 
 
-def init_state(trainable: types.Params, optimizer: optim.Optimizer) -> state.State:
-    """Return the state before the first step."""
-    zero = jnp.zeros((), jnp.int32)
-    opt = optimizer.transform.init(trainable)
-    return state.State(zero, trainable, opt, zero, zero)
+def init_state(
+    trainable: types.Params, optimizer: optim.Optimizer, shardings: state.State | None = None
+) -> state.State:
+    """Return the state before the first step; it holds the arrays of `trainable` themselves."""
+
+    def rest(tree):
+        zeros = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return optimizer.transform.init(tree), *zeros
+
+    if shardings is None:
+        opt, *zeros = jax.jit(rest)(trainable)
+    else:
+        trainable = jax.device_put(trainable, shardings.trainable)
+        places = (shardings.opt, shardings.step, shardings.bad_run, shardings.skipped)
+        opt, *zeros = jax.jit(rest, out_shardings=places)(trainable)
+    return state.State(zeros[0], trainable, opt, zeros[1], zeros[2])
 
 
 def state_shardings(
@@ -106,7 +115,7 @@ def state_shardings(
     """
     whole = mesh_lib.replicated(mesh)
     shapes = jax.eval_shape(optimizer.transform.init, trainable)
-    opt = optax.tree_utils.tree_map_params(
+    opt = optax.tree_map_params(
         optimizer.transform,
         lambda _, place: place,
         shapes,

@@ -28,6 +28,7 @@ p { margin: 0 0 10px; }
 .grid > .card { margin: 0; }
 .split { display: grid; gap: 16px; grid-template-columns: minmax(0, 1fr); }
 @media (min-width: 800px) { .split { grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); } }
+@media (min-width: 600px) { .split.even { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 figure { margin: 0 0 10px; min-width: 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 6px; }
 figcaption { color: var(--soft); font-size: .875rem; margin-top: 4px; }
@@ -45,7 +46,10 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .prompt { background: var(--prompt); color: #4a5263; }
 .answer { background: var(--answer); }
 .question { background: var(--question); }
-.place { background: var(--accent); color: #fff; border-radius: 4px; padding: 2px 6px !important; }
+.place { background: var(--accent); color: #fff; border-radius: 4px; padding: 2px 6px !important;
+  white-space: nowrap; }
+details { margin: 0 0 10px; }
+summary { cursor: pointer; color: var(--accent); font-size: .875rem; }
 .legend { display: flex; flex-wrap: wrap; gap: 8px; font-size: .875rem; margin: 0 0 16px; }
 .legend span { padding: 1px 8px; border-radius: 4px; }
 """
@@ -113,6 +117,11 @@ def split(left: str, right: str) -> str:
     return f'<div class="split"><div>{left}</div><div>{right}</div></div>'
 
 
+def pair(left: str, right: str) -> str:
+    """Return two blocks of equal width, one below the other on a narrow window."""
+    return f'<div class="split even"><div>{left}</div><div>{right}</div></div>'
+
+
 def figure(image: Image.Image, *, caption: str = "", alt: str = "") -> str:
     """Return an image, inlined, with its caption."""
     words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
@@ -158,6 +167,11 @@ def tokens(pieces: Iterable[tuple[str, str]]) -> str:
     """
     spans = (f'<span class="{escape(kind)}">{escape(text)}</span>' for text, kind in pieces)
     return f'<div class="tokens">{"".join(spans)}</div>'
+
+
+def fold(title: str, content: str) -> str:
+    """Return content that is hidden until its title is clicked."""
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:

@@ -312,13 +312,12 @@ def test_a_prompt_takes_its_image_in_front_of_the_first_question():
 
 def test_text_only_samples_are_cut_with_their_labels():
     turns, tokenizer = helpers.chat("what is it?", "a ring. " * 20), helpers.trained()
-    keywords = {"tokenizer": tokenizer, "has_image": False}
+    keywords = {"tokenizer": tokenizer, "has_image": False, "system": ""}
     whole = conversation.encode(turns, **keywords)
     cut = conversation.encode(turns, **keywords, max_length=40)
     assert (cut.input_ids, cut.labels) == (whole.input_ids[:40], whole.labels[:40])
-    assert cut == conversation.encode(turns, **keywords, max_length=40, compat="official") or (
-        set(whole.labels[:40]) == {types.IGNORE}
-    )
+    assert cut.labels.count(types.IGNORE) < 20
+    assert cut == conversation.encode(turns, **keywords, max_length=40, compat="official")
     assert conversation.expand(whole, 4, 3).prompts == []
 
 
@@ -371,7 +370,7 @@ def test_all_faults_of_a_conversation_are_listed_with_their_turns():
     turns = helpers.chat("what?", "", "ASSISTANT: </s>", "a", "more?")
     found = rules.faults(turns, template="v1_sq")
     assert [(fault.rule, fault.turn) for fault in found] == [
-        ("image placeholder", 0),
+        ("image placeholder", None),
         ("no empty text", 1),
         ("no control token", 2),
         ("no role marker", 2),

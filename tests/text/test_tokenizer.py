@@ -1,4 +1,7 @@
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -37,7 +40,7 @@ def test_starts_are_the_first_characters_of_the_tokens(text):
     found = helpers.trained()
     ids, starts = found.encode_with_starts(text)
     assert starts == sorted(starts)
-    for token, start, end in zip(ids, starts, [*starts[1:], len(text)], strict=True):
+    for token, start, end in zip(ids, starts, [*starts, len(text)][1:], strict=True):
         if start < end and token != found.pad_id:
             assert text[start:end].endswith(found.surface([token]).strip(" \ufffd"))
 
@@ -62,15 +65,8 @@ def test_strings_of_the_llava_program():
 
 def test_role_words_are_one_piece_each():
     found = helpers.trained()
-    pieces = [found.surface([i]) for i in found.encode("a USER: b ASSISTANT:", bos=False)]
-    assert pieces == [" a", " USER", ":", " ", "b", " ASSISTANT", ":"] or pieces == [
-        " a",
-        " USER",
-        ":",
-        " b",
-        " ASSISTANT",
-        ":",
-    ]
+    pieces = [found.surface([i]) for i in found.encode("a USER: the ASSISTANT:", bos=False)]
+    assert pieces == [" a", " USER", ":", " the", " ASSISTANT", ":"]
     after_end = found.encode("</s>USER:</s>VUSER:</s> ASSISTANT:", bos=False)
     assert [found.surface([i]) for i in after_end] == (
         ["</s>", "USER", ":", "</s>", "VUSER", ":", "</s>", " ", " ASSISTANT", ":"]
@@ -90,6 +86,26 @@ def test_training_is_a_pure_function_of_the_distinct_lines():
     assert first == again
     assert tokenizer.load(first).vocab_size == 480
     assert tokenizer.train([*helpers.CORPUS, "quite another line"], 480) != first
+
+
+def test_training_does_not_depend_on_the_hash_seed():
+    code = """
+import hashlib
+from sgqlm.text import tokenizer
+rare = ["".join(chr(0x4E00 + 40 * line + i) for i in range(40)) for line in range(40)]
+print(hashlib.sha256(tokenizer.train([*rare, "what is the red ring"], 480)).hexdigest())
+"""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=paths.ROOT,
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
 
 
 def test_a_small_corpus_lowers_the_vocabulary():

@@ -1,0 +1,222 @@
+"""Configuration on the command line: `--config=file.py:arg --config.train.seed=1`."""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from sgqlm import config, errors
+
+_FLAG = "--config"
+
+
+def load_config(argv: Sequence[str]) -> tuple[config.Config, list[str]]:
+    """Build the configuration that a command line describes.
+
+    Args:
+        argv: words such as `--config=configs/x.py:arg`, `--config=run/config.json`,
+            `--config.train.seed=1`, `--config.train.stages.instruct.steps=100` (a stage by name or
+            number), in any order; the value may also be the next word.
+
+    Returns:
+        The configuration, the defaults if no file is given, and the words that are not its.
+
+    Raises:
+        SgqlmError: a file cannot be read, a setting is unknown (the nearest name is told) or a
+            value does not fit (the type is told).
+    """
+    files, overrides, rest = _sort(argv)
+    if len(files) > 1:
+        raise errors.SgqlmError("--config is given twice", where=" ".join(files))
+    loaded = read_config(files[0]) if files else config.Config()
+    for path, text in overrides:
+        loaded = override(loaded, path, text)
+    return loaded, rest
+
+
+def read_config(location: str) -> config.Config:
+    """Read `file.py:arg`, whose `get_config(arg)` makes the settings, or a `.json` dump."""
+    name, _, arg = location.partition(":")
+    file = pathlib.Path(name)
+    if not file.is_file():
+        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*")], n=1)
+        fix = f"did you mean {file.parent / near[0]}?" if near else "give an existing file"
+        raise errors.SgqlmError("there is no such configuration file", where=name, fix=fix)
+    if file.suffix == ".json":
+        try:
+            tree = json.loads(file.read_text())
+        except ValueError as error:
+            fix = "give a config.json that a run wrote"
+            raise errors.SgqlmError(
+                "the configuration is not JSON", where=name, why=str(error), fix=fix
+            ) from error
+    else:
+        tree = _call_get_config(file, arg)
+    return tree if isinstance(tree, config.Config) else config.from_config_dict(_plain(tree))
+
+
+def write_config(settings: config.Config, file: str | os.PathLike) -> None:
+    """Write the resolved configuration as JSON that `--config` reads again."""
+    pathlib.Path(file).write_text(json.dumps(config.to_dict(settings), indent=2) + "\n")
+
+
+def override(settings: config.Config, path: str, text: str) -> config.Config:
+    """Return `settings` with the value at the dotted `path` replaced by what `text` says."""
+    return _assign(settings, config.Config, path.split("."), text, "config")
+
+
+def force_host_devices(settings: config.Config) -> None:
+    """Let the CPU backend show as many devices as a mesh of fixed sizes needs.
+
+    Call it before jax makes its first array. Accelerators are not affected, and a count that the
+    user set in XLA_FLAGS stays.
+    """
+    count = 1
+    for size in settings.train.mesh.values():
+        count *= size
+    flags = os.environ.get("XLA_FLAGS", "")
+    if count > 1 and "xla_force_host_platform_device_count" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
+
+
+def refuse_rest(rest: Sequence[str], known: Sequence[str] = ()) -> None:
+    """Refuse words of the command line that nothing understood.
+
+    Raises:
+        SgqlmError: there is such a word; the nearest known one is told.
+    """
+    if rest:
+        word = rest[0].split("=", 1)[0]
+        near = difflib.get_close_matches(word, (_FLAG, *known), n=1)
+        fix = f"did you mean {near[0]}?" if near else "see --help"
+        raise errors.SgqlmError(f"unknown argument {rest[0]!r}", where=rest[0], fix=fix)
+
+
+def _sort(argv: Sequence[str]):
+    files, overrides, rest = [], [], []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, has_value, value = word.partition("=")
+        if name != _FLAG and not name.startswith(_FLAG + "."):
+            rest.append(word)
+            continue
+        if not has_value:
+            if not words:
+                raise errors.SgqlmError(f"{name} needs a value", where=name, fix=f"{name}=...")
+            value = words.pop(0)
+        if name == _FLAG:
+            files.append(value)
+        else:
+            overrides.append((name.removeprefix(_FLAG + "."), value))
+    return files, overrides, rest
+
+
+def _call_get_config(file: pathlib.Path, arg: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file.absolute())
+    if spec is None or spec.loader is None:
+        raise errors.SgqlmError("a configuration is a .py or .json file", where=str(file))
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.absolute().parent))  # a configuration may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(arg) if arg else module.get_config()
+    except (AttributeError, SyntaxError, ImportError, TypeError) as error:
+        raise errors.SgqlmError(
+            "the configuration file cannot be used",
+            where=str(file),
+            why=f"{type(error).__name__}: {error}",
+            fix="it must define get_config(arg), which returns a ConfigDict",
+        ) from error
+    finally:
+        sys.path.remove(str(file.absolute().parent))
+
+
+def _plain(value: Any) -> Any:
+    """Turn a ConfigDict, which is no Mapping, into plain dicts."""
+    if hasattr(value, "keys"):
+        return {key: _plain(value[key]) for key in value.keys()}  # noqa: SIM118
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _assign(node: Any, hint: Any, keys: list[str], text: str, where: str) -> Any:
+    if not keys:
+        return _parse(text, hint, where)
+    key, rest, below = keys[0], keys[1:], f"{where}.{keys[0]}"
+    if dataclasses.is_dataclass(node):
+        hints = typing.get_type_hints(type(node))
+        _check_known(key, list(hints), where)
+        value = _assign(getattr(node, key), hints[key], rest, text, below)
+        return dataclasses.replace(node, **{key: value})
+    if isinstance(node, Mapping):
+        inner = typing.get_args(hint)[1]
+        return {**node, key: _assign(node.get(key), inner, rest, text, below)}
+    if isinstance(node, tuple):
+        names = [getattr(item, "name", str(i)) for i, item in enumerate(node)]
+        index = int(key) if key.isdecimal() and int(key) < len(node) else None
+        if index is None:
+            _check_known(key, names, where)
+            index = names.index(key)
+        inner = typing.get_args(hint)[0]
+        value = _assign(node[index], inner, rest, text, below)
+        return (*node[:index], value, *node[index + 1 :])
+    raise errors.SgqlmError(f"{where} is one value, it has no {key}", where=f"--{where}.{key}")
+
+
+def _check_known(key: str, known: list[str], where: str):
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        fix = f"did you mean {where}.{near[0]}?" if near else "known: " + ", ".join(known)
+        raise errors.SgqlmError(f"unknown setting {where}.{key}", where=f"--{where}.{key}", fix=fix)
+
+
+def _parse(text: str, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() in ("none", "null"):
+            return None
+        return _parse(text, next(a for a in args if a is not type(None)), where)
+    if hint is str:
+        return text
+    if origin is Literal:
+        if text not in map(str, args):
+            near = difflib.get_close_matches(text, [str(a) for a in args], n=1)
+            hint_text = f"; did you mean {near[0]!r}?" if near else ""
+            raise _mismatch(text, "one of " + ", ".join(map(str, args)) + hint_text, where)
+        return next(a for a in args if str(a) == text)
+    if hint is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if origin is tuple and args[0] is str and not text.startswith(("[", "(")):
+        return tuple(word for word in text.split(",") if word)
+    value = _literal(text, hint, where)
+    if origin is tuple and not isinstance(value, list | tuple):
+        value = (value,)
+    try:
+        return config.convert(value, hint, where)
+    except errors.SgqlmError as error:
+        raise _mismatch(text, error.fix.removeprefix("give "), where) from error
+
+
+def _literal(text: str, hint: Any, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise _mismatch(text, getattr(hint, "__name__", str(hint)), where) from error
+
+
+def _mismatch(text: str, expected: str, where: str) -> errors.SgqlmError:
+    return errors.SgqlmError(
+        f"--{where}={text} does not fit", where=f"--{where}", fix=f"give {expected}"
+    )

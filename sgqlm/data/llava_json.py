@@ -1,0 +1,269 @@
+"""LLaVA json files with their image folders: reading, and a report of all that is wrong."""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from sgqlm import errors
+from sgqlm.data import images
+from sgqlm.text import rules
+
+IMAGE = "<image>"
+Turn = dict[str, str]
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One sample: its id, its image (resolved path and key, the path below the root), its turns."""
+
+    id: str
+    image: pathlib.Path | None
+    key: str
+    turns: Sequence[Turn]
+
+
+class Fault(NamedTuple):
+    """One broken rule of one record; `record` is its id, or empty for the file as a whole."""
+
+    record: str
+    rule: str
+    message: str
+
+    @property
+    def drops(self) -> bool:
+        """Whether the record cannot be used; a repeated id is only reported."""
+        return self.rule != "unique id"
+
+    def __str__(self) -> str:
+        """Return one line: record, rule, message."""
+        return f"{self.record or 'file'}: {self.rule}: {self.message}"
+
+
+class Scan(NamedTuple):
+    """The usable records of a file, all faults, and how many records there are in all."""
+
+    records: list[Record]
+    faults: list[Fault]
+    total: int
+
+
+def find(path: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path]:
+    """Find the json file and the image root a user means.
+
+    Args:
+        path: a LLaVA json (or jsonl) file, or a folder with exactly one.
+
+    Returns:
+        The json file, and its folder or the `images` folder beside it, if there is one.
+
+    Raises:
+        SgqlmError: there is none, or more than one.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl"))
+        if len(found) != 1:
+            names = ", ".join(p.name for p in found) or "none"
+            raise errors.SgqlmError(
+                "a folder of photographs needs exactly one LLaVA json",
+                where=str(path),
+                why=f"found: {names}",
+                fix="name the json file itself",
+                code=errors.DATA,
+            )
+        path = found[0]
+    elif not path.is_file():
+        raise errors.SgqlmError(
+            "there is no LLaVA json", where=str(path), fix="correct the path", code=errors.DATA
+        )
+    root = path.parent / "images"
+    return path, root if root.is_dir() else path.parent
+
+
+def read(json_file: str | os.PathLike, image_root: str | os.PathLike) -> list[Record]:
+    """Read all records of a file whose json, turns and image paths are right.
+
+    Raises:
+        SgqlmError: there is a fault; the message lists the first 20. Images are not decoded.
+    """
+    scan = examine(json_file, image_root, decode=False)
+    refuse([fault for fault in scan.faults if fault.drops], str(json_file))
+    return scan.records
+
+
+def check(
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    *,
+    template: str = "v1_sq",
+    progress: Progress | None = None,
+) -> list[Fault]:
+    """List every fault of a file and its images; see `examine`."""
+    return examine(json_file, image_root, template=template, progress=progress).faults
+
+
+def examine(
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    *,
+    template: str = "v1_sq",
+    decode: bool = True,
+    progress: Progress | None = None,
+) -> Scan:
+    """Read a file as far as it can be read.
+
+    Rules of this layer: `json`, `record shape`, `unique id`, `image inside root`, `image exists`,
+    `image decodes`, `image has <image>`, `<image> has image`, `one <image>`; those of the turns
+    (roles, order, empty text, ...) are in `text.rules`.
+
+    Args:
+        json_file: a list of `{"id", "image", "conversations"}`, or one such object a line (jsonl).
+        image_root: folder that image paths start from and may not leave, also not by a link.
+        template: conversation format that the turns have to fit.
+        decode: also decode every image.
+        progress: called with (records done, records in all).
+
+    Returns:
+        Usable records in order, faults in order, number of records.
+    """
+    json_file, root = pathlib.Path(json_file), pathlib.Path(image_root).resolve()
+    entries, faults = _entries(json_file)
+    records: list[Record] = []
+    seen: dict[str, str] = {}  # image key: fault of the image, or empty
+    ids: collections.Counter[str] = collections.Counter()
+    for index, entry in enumerate(entries):
+        record, found = _record(entry, index, root, template)
+        ids[record.id] += 1
+        if ids[record.id] == 2:
+            found.append(Fault(record.id, "unique id", "the id occurs more than once"))
+        if decode and record.image is not None:
+            if record.key not in seen:
+                seen[record.key] = _decode_fault(record.image)
+            if seen[record.key]:
+                found.append(Fault(record.id, "image decodes", seen[record.key]))
+        faults += found
+        if not any(fault.drops for fault in found):
+            records.append(record)
+        if progress:
+            progress(index + 1, len(entries))
+    return Scan(records, faults, len(entries))
+
+
+def refuse(faults: Sequence[Fault], where: str, *, shown: int = 20) -> None:
+    """Raise for faults, if there are any, naming the first of them.
+
+    Raises:
+        SgqlmError: with exit code `DATA`.
+    """
+    if not faults:
+        return
+    counts = collections.Counter(fault.rule for fault in faults)
+    lines = [str(fault) for fault in faults[:shown]]
+    if len(faults) > shown:
+        lines.append(f"... and {len(faults) - shown} more")
+    raise errors.SgqlmError(
+        f"{len(faults)} faults in the data: "
+        + ", ".join(f"{rule} ({count})" for rule, count in counts.most_common()),
+        where=where,
+        why="\n    ".join(lines),
+        fix="correct or remove these records; `sgqlm data check` lists all",
+        code=errors.DATA,
+    )
+
+
+def _entries(path: pathlib.Path) -> tuple[list[Any], list[Fault]]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        return [], [Fault("", "json", f"the file cannot be read: {error.strerror}")]
+    except UnicodeDecodeError as error:
+        return [], [Fault("", "json", f"byte {error.start} is not UTF-8")]
+    if path.suffix == ".jsonl":
+        return _lines(text)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        return [], [Fault("", "json", f"{place}: {error.msg}")]
+    if not isinstance(value, list):
+        return [], [Fault("", "json", f"the file holds a {type(value).__name__}, not a list")]
+    return value, []
+
+
+def _lines(text: str) -> tuple[list[Any], list[Fault]]:
+    values, faults = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            values += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            faults.append(Fault("", "json", f"line {number}, column {error.colno}: {error.msg}"))
+    return values, faults
+
+
+def _record(entry: Any, index: int, root: pathlib.Path, template: str):
+    """Return the record of an entry, as far as there is one, and its faults."""
+    if not isinstance(entry, dict):
+        name = f"#{index}"
+        fault = Fault(name, "record shape", f"it is a {type(entry).__name__}, not an object")
+        return Record(name, None, "", []), [fault]
+    name = str(entry["id"]) if entry.get("id") not in (None, "") else f"#{index}"
+    turns, image = entry.get("conversations"), entry.get("image")
+    faults = []
+    if image is not None and (not isinstance(image, str) or not image):
+        faults.append(Fault(name, "record shape", "`image` is not one path"))
+        path, has_image = None, True
+    else:
+        has_image = image is not None
+        path, problem = _locate(image, root) if has_image else (None, None)
+        faults += [Fault(name, *problem)] if problem else []
+    key = path.relative_to(root).as_posix() if path else ""
+    faults += [
+        Fault(name, f.rule, f.message if f.turn is None else f"turn {f.turn}: {f.message}")
+        for f in rules.faults(turns, template=template, has_image=has_image)
+        if f.rule != "image placeholder"
+    ]
+    if not any(fault.rule == "turn shape" for fault in faults):
+        faults += [Fault(name, *found) for found in _placeholder_faults(turns, has_image)]
+    return Record(name, path, key, turns if isinstance(turns, list) else []), faults
+
+
+def _locate(image: str, root: pathlib.Path):
+    """Return the file an image path means and no fault, or no file and (rule, message)."""
+    try:
+        path = (root / image).resolve()
+        if not path.is_relative_to(root) or pathlib.PurePath(image).is_absolute():
+            return None, ("image inside root", f"{image} leads out of the image folder")
+        if not path.is_file():
+            return None, ("image exists", f"{image} is missing")
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a link loop
+        return None, ("image exists", f"{image!r}: {error}")
+    return path, None
+
+
+def _placeholder_faults(turns: Iterable[Turn], has_image: bool) -> Iterator[tuple[str, str]]:
+    holders = [
+        (index, turn["from"])
+        for index, turn in enumerate(turns)
+        for _ in range(turn["value"].count(IMAGE))
+    ]
+    if not has_image and holders:
+        yield "<image> has image", f"turn {holders[0][0]}: {IMAGE} in a record without image"
+    if has_image and not holders:
+        yield "image has <image>", f"no turn has {IMAGE}"
+    if has_image and len(holders) > 1:
+        yield "one <image>", f"{IMAGE} stands {len(holders)} times"
+    if has_image and any(who == "gpt" for _, who in holders):
+        yield "one <image>", f"{IMAGE} in an answer"
+
+
+def _decode_fault(path: pathlib.Path) -> str:
+    try:
+        images.open_image(path)
+    except errors.SgqlmError as error:
+        return f"{path.name}: {error.what}" + (f" ({error.why})" if error.why else "")
+    return ""

@@ -1,0 +1,359 @@
+"""From sources to batches: every batch is a pure function of (seed, step).
+
+A run can therefore go on from any step, on another number of hosts or workers, with the very
+batches it would have had. Importing this module imports grain, which imports jax where jax is
+installed; no code of this package uses it.
+"""
+
+import dataclasses
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from sgqlm import config, errors, types
+from sgqlm.data import batch as batches
+from sgqlm.data import graphs, lengths, mixture, sources
+
+Sample = sources.Sample
+Source = sources.Source
+open_source = sources.open_source
+make_batch = batches.make_batch
+
+_BROKEN = (errors.SgqlmError, OSError, RuntimeError, ValueError)
+_LOG = logging.getLogger("sgqlm.data")
+
+
+@dataclasses.dataclass
+class _Maker:
+    """Makes a host's part of step s; what it holds is sent to the data workers."""
+
+    sources: Sequence[sources.Source]
+    offsets: Sequence[int]
+    encoder: batches.Encoder
+    mixture: mixture.Mixture
+    part: slice
+    question_weight: float
+    with_images: bool
+    labels: Mapping[int, Sequence[str]] | Sequence[Sequence[str]] | None
+    annotated_labels: bool
+    cache: bool
+    _nodes: dict[int, graphs.Nodes | None] = dataclasses.field(default_factory=dict)
+    _pixels: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_nodes": {}, "_pixels": {}}
+
+    def __call__(self, step: int) -> types.Batch:
+        plan = self.mixture.step(step)
+        return batches.collate(
+            [self.example(item) for item in plan.items[self.part]],
+            self.encoder.model,
+            length=plan.length,
+            num_runs=plan.num_runs,
+            question_weight=self.question_weight,
+            with_images=self.with_images,
+        )
+
+    def example(self, item: mixture.Item) -> batches.Example:
+        """Return the example of an item; a dummy where the record is broken."""
+        if item.source < 0:
+            return batches.dummy(self.encoder.tokenizer, batches.PADDING)
+        try:
+            return self.try_example(item)
+        except _BROKEN:
+            return batches.dummy(self.encoder.tokenizer, batches.FAULT)
+
+    def try_example(self, item: mixture.Item) -> batches.Example:
+        """Return the example of an item, or raise what is wrong with the record."""
+        source, offset = self.sources[item.source], self.offsets[item.source]
+        sample = source.sample(
+            item.index,
+            epoch=item.epoch,
+            want_image=self.with_images,
+            want_entities=self.encoder.model.graph.enabled,
+        )
+        if not sample.has_image:
+            return self.encoder.example(sample, epoch=item.epoch, nodes=None, pixels=None)
+        row = offset + sample.row
+        return self.encoder.example(
+            sample,
+            epoch=item.epoch,
+            nodes=self._nodes_of(row, sample),
+            pixels=self.pixels_of(row, sample) if self.with_images else None,
+            row=row,
+        )
+
+    def pixels_of(self, row: int, sample: sources.Sample) -> np.ndarray:
+        """Return the model's square of a sample's image."""
+        pixels = self._pixels.get(row)
+        if pixels is None:
+            pixels = self.encoder.make_pixels(sample.image, sample.record_key)
+            if self.cache:
+                self._pixels[row] = pixels
+        return pixels
+
+    def entities_of(self, row: int, sample: sources.Sample) -> graphs.Entities | None:
+        """Return a sample's entities with the labels that are asked for."""
+        found = sample.entities
+        if found is not None and self.annotated_labels:
+            return dataclasses.replace(found, labels=list(sample.annotated))
+        if found is not None and self.labels is not None:
+            return dataclasses.replace(found, labels=list(self.labels[row]))
+        return found
+
+    def _nodes_of(self, row: int, sample: sources.Sample) -> graphs.Nodes | None:
+        if not self.encoder.model.graph.enabled or sample.entities is None:
+            return None
+        nodes = self._nodes.get(row)
+        if nodes is None:
+            nodes = self.encoder.make_nodes(self.entities_of(row, sample))
+            if self.cache:
+                self._nodes[row] = nodes
+        return nodes
+
+
+class Loader:
+    """Iterate over the batches of a mixture from global step `start`.
+
+    `Batch.row` numbers the images of the mixture: the distinct image sets of the sources, one after
+    the other in the order of the sources, so that it indexes an array over `images()`. It is 0 with
+    `image_valid` False for text-only samples, `batch.FAULT` for a broken record (a dummy of weight
+    zero) and `batch.PADDING` where the last batch of a pass is filled up. A sample whose pixels are
+    blanked (`image_dropout`) keeps its row and image tokens with `image_valid` False.
+
+    Args:
+        sources: the data sets.
+        model: sizes of the model.
+        text: conversation settings.
+        tokenizer: text to ids.
+        data: buckets, workers, dropout, fault budget.
+        batch_size: samples of a global batch.
+        seed: of order and draws.
+        weights: share of each source among the samples; by default its share of the records.
+        template: conversation format; empty: `text.template`.
+        self_questioning: probability of a self-asked turn; None: `text.self_questioning`.
+        question_weight: factor of the loss of self-asked question tokens.
+        buckets: lengths; empty: `data.buckets`.
+        start: first step of the iteration.
+        process_index: this host; it gets a contiguous slice of every global batch.
+        process_count: number of hosts; divides `batch_size`.
+        num_workers: data processes; None: `data.num_workers`. 0: threads of this process.
+        repeat: go on for ever; False: one pass in order, the last batch filled with padding.
+        with_images: False leaves pixels out, for cached features.
+        labels: predicted labels of the entities of each image row, in place of their own.
+        annotated_labels: take the true labels instead, where these are the target.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[sources.Source],
+        *,
+        model: config.ModelConfig,
+        text: config.TextConfig,
+        tokenizer: Any,
+        data: config.DataConfig,
+        batch_size: int,
+        seed: int = 0,
+        weights: Sequence[float] | None = None,
+        template: str = "",
+        self_questioning: float | None = None,
+        question_weight: float = 1.0,
+        buckets: Sequence[int] = (),
+        start: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_workers: int | None = None,
+        repeat: bool = True,
+        with_images: bool = True,
+        labels: Mapping[int, Sequence[str]] | Sequence[Sequence[str]] | None = None,
+        annotated_labels: bool = False,
+    ):
+        """See the class."""
+        if batch_size % process_count:
+            raise errors.SgqlmError(
+                f"{process_count} hosts cannot share batches of {batch_size} samples evenly",
+                where="batch_size",
+                fix=f"give a multiple of {process_count}",
+            )
+        asked = text.self_questioning if self_questioning is None else self_questioning
+        encoder = batches.Encoder(
+            model,
+            text,
+            tokenizer,
+            template or text.template,
+            asked,
+            data.graph_dropout,
+            data.image_dropout,
+            data.node_dropout,
+            seed,
+        )
+        buckets = tuple(sorted(buckets or data.buckets))
+        order = mixture.Mixture(
+            [len(source) for source in sources],
+            weights or [len(source) for source in sources],
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=data.shuffle and repeat,
+            repeat=repeat,
+            buckets=buckets,
+            bounds=lengths.bounds(sources, encoder, needed=len(buckets) > 1),
+            default_runs=lengths.default_runs(model),
+        )
+        share = batch_size // process_count
+        offsets, self.num_image_rows = _offsets(sources)
+        self._maker = _Maker(
+            sources,
+            offsets,
+            encoder,
+            order,
+            slice(process_index * share, (process_index + 1) * share),
+            question_weight,
+            with_images,
+            labels,
+            annotated_labels,
+            data.cache_images,
+        )
+        self._data, self._start = data, start
+        self._workers = data.num_workers if num_workers is None else num_workers
+        self.batch_size, self.num_records = batch_size, order.num_records
+        self.num_steps = order.num_steps  # None: endless
+        self.seen = self.faults = 0
+
+    def batch(self, step: int) -> types.Batch:
+        """Return this host's part of the batch of any step."""
+        return self._maker(step)
+
+    def steps(self, epochs: float) -> int:
+        """Return the number of steps in which `epochs` times all records pass, at least one."""
+        return max(1, math.ceil(self.num_records * epochs / self.batch_size))
+
+    def __iter__(self) -> Iterator[types.Batch]:
+        """Iterate from step `start`.
+
+        Raises:
+            SgqlmError: broken records exceed the fault budget (exit code `DATA`).
+        """
+        stop = sys.maxsize if self.num_steps is None else self.num_steps
+        steps = grain.MapDataset.range(self._start, stop).map(self._maker)
+        threads = max(self._data.num_threads, 1)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+        found = steps.to_iter_dataset(options)
+        if self._workers:
+            _parse_flags()
+            found = found.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
+            )
+        iterator = iter(found)
+        try:
+            for step, made in enumerate(iterator, start=self._start):
+                made = _owned(made) if self._workers else made
+                self._count(made, step)
+                yield made
+        finally:
+            iterator.close()
+
+    def images(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (image row, uint8[S, S, 3]) of every distinct image that can be read, in order."""
+        for row, sample in self._image_samples():
+            try:
+                pixels = self._maker.pixels_of(row, sample)
+            except _BROKEN as error:
+                _LOG.warning("%s", error)
+                continue
+            yield row, pixels
+
+    def regions(self) -> Iterator[tuple[int, np.ndarray, graphs.Entities]]:
+        """Yield (image row, uint8[S, S, 3], entities) of every image with entities.
+
+        Their labels are as in the batches; `labels` of another loader takes one list per row, in
+        the order of these entities.
+        """
+        for row, sample in self._image_samples():
+            entities = self._maker.entities_of(row, sample)
+            if entities is None or not len(entities):
+                continue
+            try:
+                pixels = self._maker.pixels_of(row, sample)
+            except _BROKEN as error:
+                _LOG.warning("%s", error)
+                continue
+            yield row, pixels, entities
+
+    def _image_samples(self) -> Iterator[tuple[int, sources.Sample]]:
+        seen = set()
+        for source, offset in zip(self._maker.sources, self._maker.offsets, strict=True):
+            if offset in seen or not source.num_images:
+                continue
+            seen.add(offset)
+            for row in range(source.num_images):
+                try:
+                    yield offset + row, source.image(row)
+                except _BROKEN as error:
+                    _LOG.warning("%s", error)
+
+    def _count(self, made: types.Batch, step: int) -> None:
+        """Count broken records; over the budget, say which and stop."""
+        self.seen += int(np.sum(made.row != batches.PADDING))
+        broken = int(np.sum(made.row == batches.FAULT))
+        if not broken:
+            return
+        self.faults += broken
+        reasons = self._reasons(step)
+        for reason in reasons:
+            _LOG.warning("broken record: %s", reason)
+        budget = self._data.fault_budget
+        if self.faults > budget * max(self.seen, self.num_records):
+            raise errors.SgqlmError(
+                f"{self.faults} of {self.seen} records were broken, allowed are {budget:.2%}",
+                where=f"step {step}",
+                why="\n    ".join(reasons[:5]),
+                fix="run `sgqlm data check`, remove the records, or raise data.fault_budget",
+                code=errors.DATA,
+            )
+
+    def _reasons(self, step: int) -> list[str]:
+        found = []
+        for item in self._maker.mixture.step(step).items[self._maker.part]:
+            try:
+                if item.source >= 0:
+                    self._maker.try_example(item)
+            except _BROKEN as error:
+                source = self._maker.sources[item.source]
+                text = " ".join(str(error).split())
+                found.append(f"{source.name} record {item.index}: {text}")
+        return found
+
+
+def _offsets(found: Sequence[sources.Source]) -> tuple[list[int], int]:
+    """Return the first image row of each source (equal for equal image sets), and all rows."""
+    first: dict[str, int] = {}
+    total = 0
+    for source in found:
+        if source.image_set not in first:
+            first[source.image_set] = total
+            total += source.num_images
+    return [first[source.image_set] for source in found], total
+
+
+def _owned(made: types.Batch) -> types.Batch:
+    """Copy a batch out of the shared memory of a worker, which is reused."""
+
+    def copy(value):
+        if isinstance(value, tuple):
+            return type(value)(*(copy(part) for part in value))
+        return None if value is None else np.array(value)
+
+    return copy(made)
+
+
+def _parse_flags() -> None:
+    """Let grain start workers where no absl application parsed the command line."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(sys.argv[:1])

@@ -1,0 +1,152 @@
+"""A data set of your own: the three stores made from a LLaVA json and its photographs."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sgqlm import errors
+from sgqlm.data import graphs, images, llava_json, records
+from sgqlm.entities import extract, interfaces
+
+IMAGES, ENTITIES, CONVERSATIONS = "images", "entities", "conversations"
+SPLIT = "train"
+Progress = Callable[[str, int, int], None]  # what, done, altogether
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What was built; `failed` are images that have no entities, with the reason."""
+
+    conversations: int
+    images: int
+    entities: int
+    failed: tuple[tuple[str, str], ...]
+
+
+def build(
+    found: Sequence[llava_json.Record],
+    out: pathlib.Path,
+    *,
+    entities: interfaces.EntityExtractor | pathlib.Path | None,
+    about: Mapping[str, Any] | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Summary:
+    """Write the image, entity and conversation stores of a data set.
+
+    `out` is whole or absent: an error on the way leaves what stood there before.
+
+    Args:
+        found: good records; an image they share is stored once.
+        out: becomes the data set.
+        entities: an extractor, a store that already has these images, or None for none.
+        about: json values to remember with the conversations.
+        progress: called after every image of a store.
+
+    Returns:
+        Counts.
+
+    Raises:
+        SgqlmError: `out` holds something that is no data set, or the entity store does not fit.
+    """
+    extract.refuse_other(out, CONVERSATIONS)
+    files = {record.key: record.image for record in found if record.image is not None}
+    with records.staged(out) as aside:
+        keys, total, failed = _write_images(files, aside, progress), 0, ()
+        if entities is not None:
+            rows = _entity_rows(files, aside / IMAGES, entities, progress)
+            total, failed = _write_entities(rows, aside, entities)
+        row_of = {key: row for row, key in enumerate(keys)}
+        conversations = [
+            _conversation(record, row_of.get(record.key, -1), has_entities=entities is not None)
+            for record in found
+        ]
+        records.write_conversations(aside / CONVERSATIONS, {SPLIT: conversations}, about=about)
+    return Summary(len(found), len(keys), total, failed)
+
+
+def _write_images(
+    files: Mapping[str, pathlib.Path], aside: pathlib.Path, progress: Progress
+) -> list[str]:
+    def rows() -> Iterator[records.Image]:
+        for done, (key, path) in enumerate(files.items(), 1):
+            data = path.read_bytes()
+            width, height = images.open_image(data, where=key).size
+            yield records.Image(key, data, (height, width))
+            progress("images", done, len(files))
+
+    return records.write_images(aside / IMAGES, rows())
+
+
+def _write_entities(
+    rows: Iterator[tuple[str, graphs.Entities | str]],
+    aside: pathlib.Path,
+    source: interfaces.EntityExtractor | pathlib.Path,
+) -> tuple[int, tuple[tuple[str, str], ...]]:
+    if isinstance(source, pathlib.Path):
+        about = dict(records.read_manifest(source, kind=ENTITIES)["about"])
+    else:
+        about = extract.describe(source)
+    about |= {"entities": 0, "failed": []}
+
+    def counted() -> Iterator[tuple[str, graphs.Entities | str]]:
+        for key, found in rows:
+            if isinstance(found, graphs.Entities):
+                about["entities"] += len(found)
+            else:
+                about["failed"].append((key, found))
+            yield key, found
+
+    records.write_entities(aside / ENTITIES, counted(), about=about)  # reads `about` at the end
+    return about["entities"], tuple(about["failed"])
+
+
+def _entity_rows(
+    files: Mapping[str, pathlib.Path],
+    image_folder: pathlib.Path,
+    source: interfaces.EntityExtractor | pathlib.Path,
+    progress: Progress,
+) -> Iterator[tuple[str, graphs.Entities | str]]:
+    if isinstance(source, pathlib.Path):
+        yield from _stored_rows(records.ImageStore(image_folder), records.EntityStore(source))
+        return
+    for done, (key, path) in enumerate(files.items(), 1):
+        yield key, extract.extract_one(source, path.read_bytes(), where=key)
+        progress("entities", done, len(files))
+
+
+def _stored_rows(
+    images_: records.ImageStore, store: records.EntityStore
+) -> Iterator[tuple[str, graphs.Entities | str]]:
+    keys = images_.keys()
+    row_of = {key: row for row, key in enumerate(store.keys())}
+    if missing := [key for key in keys if key not in row_of]:
+        raise errors.SgqlmError(
+            f"the entity store lacks {len(missing)} of {len(images_)} images",
+            where=str(store.folder),
+            why="it has none of: " + ", ".join(missing[:20]),
+            fix="extract them: `sgqlm entities extract --images=FOLDER`",
+            code=errors.DATA,
+        )
+    for row, key in enumerate(keys):
+        status = store.status(row_of[key])
+        if status != "ok":
+            yield key, status.removeprefix("error: ")
+            continue
+        found, size = store[row_of[key]], images_[row].size
+        if tuple(found.size) != tuple(size):
+            raise errors.SgqlmError(
+                "the entities are those of another image",
+                where=f"{store.folder}: {key}",
+                why=f"sizes (height, width): {tuple(found.size)} and {tuple(size)}",
+                fix="extract the entities of these images again",
+                code=errors.DATA,
+            )
+        yield key, found
+
+
+def _conversation(
+    record: llava_json.Record, row: int, *, has_entities: bool
+) -> records.Conversation:
+    entity_row = row if has_entities else -1
+    return records.Conversation(record.id, record.turns, image_row=row, entity_row=entity_row)

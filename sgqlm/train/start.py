@@ -1,0 +1,225 @@
+"""What a run starts from: tokenizer, first parameters, and what an earlier run left."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from sgqlm import config, errors, types
+from sgqlm.models import lora, vlm
+from sgqlm.parallel import rules
+from sgqlm.text import tokenizer as tokenizer_lib
+from sgqlm.train import checkpoint
+
+_FREE = ("workdir", "only", "init", "resume", "mesh", "remat", "log_every", "eval_every")
+_FREE += ("eval_batches", "save_every", "keep", "sample_every", "tensorboard", "stages")
+
+
+class Start(NamedTuple):
+    """What the stages are given.
+
+    Attributes:
+        config: resolved; the vocabulary size is that of the tokenizer.
+        params: the whole tree on the mesh.
+        tokenizer: the text side.
+        base: `{"path", "digest"}` of `train.init`, or None.
+        from_base: paths of the parameters that came from the base.
+        resumed: the checkpoint to go on from, or None.
+    """
+
+    config: config.Config
+    params: types.Params
+    tokenizer: tokenizer_lib.Tokenizer
+    base: dict[str, str] | None
+    from_base: frozenset[str]
+    resumed: tuple[pathlib.Path, checkpoint.Meta] | None
+
+
+def begin(
+    settings: config.Config,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    texts: Callable[[config.Config], Iterable[str]],
+) -> Start:
+    """Find or make the tokenizer and the parameters.
+
+    Args:
+        settings: the configuration as given.
+        workdir: the folder of the run.
+        mesh: where the parameters go.
+        texts: gives the corpus, should a tokenizer have to be trained.
+
+    Returns:
+        The start.
+
+    Raises:
+        SgqlmError: `resume=must` finds nothing, `resume=never` finds something, or the checkpoint
+            belongs to another configuration.
+    """
+    found = _find(settings.train.resume, workdir)
+    if found:
+        return _resume(settings, found, mesh)
+    base_model, base_params, base_tokenizer = None, None, b""
+    if settings.train.init:
+        base_model, base_params, base_tokenizer = checkpoint.load_any(settings.train.init)
+    tokenizer = _tokenizer(settings, base_tokenizer, texts)
+    settings = _with_vocabulary(settings, tokenizer, mesh, base_model)
+    params = init_params(settings.model, settings.train.seed, mesh)
+    if base_params is None:
+        return Start(settings, params, tokenizer, None, frozenset(), None)
+    where = settings.train.init
+    params, paths = graft(base_params, params, where=where)
+    base = {"path": str(_base_folder(where)), "digest": checkpoint.digest(_base_folder(where))}
+    return Start(settings, params, tokenizer, base, paths, None)
+
+
+def init_params(model: config.ModelConfig, seed: int, mesh: Mesh) -> types.Params:
+    """Return fresh parameters, made where they lie."""
+    places = rules.param_shardings(vlm.param_shapes(model), mesh)
+    key = jax.random.key(seed)
+    return jax.jit(lambda k: vlm.init_params(model, k), out_shardings=places)(key)
+
+
+def graft(
+    base: types.Params, fresh: types.Params, *, where: str
+) -> tuple[types.Params, frozenset[str]]:
+    """Put the base's values into a fresh tree, in the base's dtypes.
+
+    Only whole parts may be new, such as a graph or adapters that the base does not have.
+
+    Args:
+        base: parameters of the base.
+        fresh: freshly initialised parameters on the mesh.
+        where: the base, for messages.
+
+    Returns:
+        The tree, and the paths that came from the base.
+
+    Raises:
+        SgqlmError: parameters are missing, unknown or of another shape.
+    """
+    known = traverse_util.flatten_dict(base, sep="/")
+    target = traverse_util.flatten_dict(fresh, sep="/")
+    parts = {lora.part_of(path) for path in known}
+    faults = [f"{p} is unknown to the model" for p in sorted(set(known) - set(target))]
+    merged = {}
+    for path, leaf in target.items():
+        if path not in known:
+            if lora.part_of(path) in parts:
+                faults.append(f"{path} is missing")
+            merged[path] = leaf
+        elif known[path].shape != leaf.shape:
+            faults.append(f"{path} has {known[path].shape}, the model {leaf.shape}")
+        else:
+            merged[path] = jax.device_put(known[path], leaf.sharding)
+    if faults:
+        raise errors.SgqlmError(
+            f"the base does not fit the model in {len(faults)} parameters",
+            where=where,
+            why="; ".join(faults[:3]),
+            fix="set config.model as the base has it",
+            code=errors.CHECKPOINT,
+        )
+    tree = traverse_util.unflatten_dict(merged, sep="/")
+    return tree, frozenset(set(known) & set(target))
+
+
+def differences(saved: dict[str, Any], wanted: dict[str, Any], where: str = "config") -> list[str]:
+    """Return the settings in which two configuration dicts differ, as `path: old -> new`."""
+    if not (isinstance(saved, dict) and isinstance(wanted, dict)):
+        return [] if saved == wanted else [f"{where}: {saved!r} -> {wanted!r}"]
+    found = []
+    for key in sorted(set(saved) | set(wanted)):
+        found += differences(saved.get(key), wanted.get(key), f"{where}.{key}")
+    return found
+
+
+def _find(mode: str, workdir: pathlib.Path):
+    found = checkpoint.latest(workdir)
+    if mode == "must" and not found:
+        raise errors.SgqlmError(
+            "there is no checkpoint to resume from",
+            where=str(workdir),
+            fix="give the work directory of the run, or config.train.resume=auto",
+            code=errors.CHECKPOINT,
+        )
+    if mode == "never" and found:
+        raise errors.SgqlmError(
+            "the work directory holds checkpoints of another run",
+            where=str(found[0]),
+            fix="give another config.train.workdir, or config.train.resume=auto to go on",
+        )
+    return found
+
+
+def _resume(settings: config.Config, found, mesh: Mesh) -> Start:
+    folder, meta = found
+    tokenizer_file = (folder / "tokenizer.model").read_bytes()
+    tokenizer = checkpoint.open_tokenizer(tokenizer_file, settings.text)
+    saved = config.from_config_dict(meta.config)
+    llm = dataclasses.replace(settings.model.llm, vocab_size=saved.model.llm.vocab_size)
+    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, llm=llm))
+    _refuse_changes(saved, settings, meta, folder)
+    checkpoint.check_shapes(meta, settings.model, where=str(folder))
+    shapes = vlm.param_shapes(settings.model)
+    params = checkpoint.load_params(folder, shardings=rules.param_shardings(shapes, mesh))
+    from_base = frozenset(set(meta.leaves) - set(meta.saved))
+    return Start(settings, params, tokenizer, meta.base, from_base, found)
+
+
+def _refuse_changes(saved: config.Config, settings: config.Config, meta, folder):
+    """Refuse a resume that would not be the same run; other stages may change."""
+
+    def relevant(whole: config.Config):
+        tree = config.to_dict(whole)
+        train = {k: v for k, v in tree["train"].items() if k not in _FREE}
+        rows = {row["name"]: row for row in tree["train"]["stages"]}
+        stage = {} if meta.is_final else {"stage": rows.get(meta.stage)}
+        data = {k: v for k, v in tree["data"].items() if k not in ("num_workers", "num_threads")}
+        same = {name: tree[name] for name in ("model", "text", "scenes")}
+        return {**same, "data": data, "train": train, **stage}
+
+    if changes := differences(relevant(saved), relevant(settings)):
+        raise errors.SgqlmError(
+            f"{len(changes)} settings differ from those of the checkpoint",
+            where=str(folder),
+            why="; ".join(changes[:5]),
+            fix="put them back, or train in another config.train.workdir",
+            code=errors.CHECKPOINT,
+        )
+
+
+def _tokenizer(settings: config.Config, from_base: bytes, texts) -> tokenizer_lib.Tokenizer:
+    name = settings.text.tokenizer
+    if name == "train" and not from_base:
+        model = tokenizer_lib.train(texts(settings), settings.text.vocab_size)
+    elif name == "train":
+        model = from_base
+    else:
+        model = tokenizer_lib.load(name).model_bytes
+    return checkpoint.open_tokenizer(model, settings.text)
+
+
+def _with_vocabulary(settings: config.Config, tokenizer, mesh: Mesh, base) -> config.Config:
+    llm, size = settings.model.llm, tokenizer.vocab_size
+    if base is None and settings.text.tokenizer == "train":
+        parts = mesh.shape["tensor"]
+        llm = dataclasses.replace(llm, vocab_size=-(-size // parts) * parts)
+    elif base is not None:
+        llm = dataclasses.replace(llm, vocab_size=base.llm.vocab_size)
+    if size > llm.vocab_size:
+        raise errors.SgqlmError(
+            f"the tokenizer has {size} tokens, the model's table {llm.vocab_size}",
+            where="config.model.llm.vocab_size",
+            fix=f"set it to {size}",
+        )
+    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, llm=llm))
+
+
+def _base_folder(path: str) -> pathlib.Path:
+    found = checkpoint.latest(path)
+    return (found[0] if found else pathlib.Path(path)).absolute()

@@ -1,0 +1,143 @@
+import json
+
+import pytest
+
+from sgqlm import config, errors
+from sgqlm.cli import common
+
+
+def load(*words):
+    return common.load_config(words)
+
+
+def message(*words):
+    with pytest.raises(errors.SgqlmError) as caught:
+        load(*words)
+    assert caught.value.code == errors.USAGE
+    return str(caught.value)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import ml_collections\n"
+        "def get_config(arg='5'):\n"
+        "    c = ml_collections.ConfigDict({'train': {'seed': int(arg)}})\n"
+        "    c.train.stages = [{'name': 'align', 'learning_rates': {'projector': 1e-3}},\n"
+        "                      {'name': 'instruct', 'batch_size': 4}]\n"
+        "    return c\n"
+    )
+    return str(path)
+
+
+def test_files_arguments_and_rest(file):
+    assert load()[0] == config.Config()
+    assert load(f"--config={file}")[0].train.seed == 5
+    found, rest = load("--workers", "3", "--config", f"{file}:7", "out")
+    assert found.train.seed == 7
+    assert rest == ["--workers", "3", "out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train.seed=3", 3),
+        ("train.stages.1.batch_size=8", 8),
+        ("train.stages.instruct.batch_size=8", 8),
+        ("train.stages.align.learning_rates.projector=2e-4", 2e-4),
+        ("train.stages.align.learning_rates.graph=1", 1.0),
+        ("train.stages.align.self_questioning=0.25", 0.25),
+        ("train.stages.align.self_questioning=none", None),
+        ("train.only=align,instruct", ("align", "instruct")),
+        ("train.only=", ()),
+        ("train.tensorboard=false", False),
+        ("train.workdir=a=b", "a=b"),
+        ("data.buckets=64,128", (64, 128)),
+        ("data.buckets=[64]", (64,)),
+        ("data.buckets=64", (64,)),
+        ("train.mesh.data=2", 2),
+        ("train.mesh={'data': 1, 'fsdp': 2}", {"data": 1, "fsdp": 2}),
+        ("model.compute_dtype=float32", "float32"),
+        ("text.system=", ""),
+    ],
+)
+def test_overrides_are_typed(file, words, expected):
+    found, _ = load(f"--config={file}", f"--config.{words}")
+    keys = words.partition("=")[0].split(".")
+    for key in keys:
+        if isinstance(found, tuple):
+            names = [stage.name for stage in found]
+            found = found[names.index(key) if key in names else int(key)]
+        else:
+            found = found[key] if isinstance(found, dict) else getattr(found, key)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_the_value_may_be_the_next_word():
+    assert load("--config.train.seed", "4")[0].train.seed == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("train.sede=1", ("unknown setting config.train.sede", "did you mean config.train.seed?")),
+        ("trian.seed=1", ("did you mean config.train?",)),
+        ("train.seed=abc", ("--config.train.seed=abc", "give int")),
+        ("train.seed=1.5", ("give int",)),
+        ("train.tensorboard=yes", ("give bool",)),
+        ("train.remat=ful", ("did you mean 'full'?",)),
+        ("train.seed.x=1", ("config.train.seed is one value",)),
+        ("train.stages.instrct.steps=1", ("unknown setting config.train.stages.instrct",)),
+        ("train=1", ("give a group of settings",)),
+    ],
+)
+def test_mistakes_are_explained(words, parts):
+    text = message(f"--config.{words}")
+    for part in parts:
+        assert part in text
+
+
+def test_mistakes_in_files(tmp_path, file):
+    assert f"did you mean {tmp_path / 'mine.py'}?" in message(f"--config={tmp_path / 'mien.py'}")
+    broken = tmp_path / "broken.py"
+    broken.write_text("x = 1\n")
+    assert "get_config" in message(f"--config={broken}")
+    broken.write_text("def get_config():\n    return {'train': {'sead': 1}}\n")
+    assert "did you mean config.train.seed?" in message(f"--config={broken}")
+    assert "twice" in message(f"--config={file}", f"--config={file}")
+    assert "needs a value" in message("--config.train.seed")
+
+
+def test_the_dump_is_read_again(tmp_path, file):
+    found, _ = load(f"--config={file}", "--config.train.stages.align.steps=3")
+    dump = tmp_path / "config.json"
+    common.write_config(found, dump)
+    assert load(f"--config={dump}")[0] == found
+    assert json.loads(dump.read_text())["train"]["seed"] == 5
+    dump.write_text("{")
+    assert "not JSON" in message(f"--config={dump}")
+
+
+def test_unknown_arguments_are_refused():
+    common.refuse_rest([])
+    with pytest.raises(errors.SgqlmError, match="unknown argument") as caught:
+        common.refuse_rest(["--confg=x.py"])
+    assert "did you mean --config?" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("mesh", "flags", "expected"),
+    [
+        ({"data": 2}, "", "--xla_force_host_platform_device_count=2"),
+        ({"data": 2, "fsdp": 2}, "--a=b", "--a=b --xla_force_host_platform_device_count=4"),
+        ({"data": 1, "fsdp": -1}, "", ""),
+        ({"data": 1}, "", ""),
+        ({"data": 2}, "--xla_force_host_platform_device_count=8", None),
+    ],
+)
+def test_host_devices(monkeypatch, mesh, flags, expected):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    common.force_host_devices(config.Config(train=config.TrainConfig(mesh=mesh)))
+    assert common.os.environ["XLA_FLAGS"] == (flags if expected is None else expected)

@@ -1,0 +1,218 @@
+"""The import direction, sizes and habits of DESIGN hold for every file, by reading the syntax."""
+
+import ast
+import functools
+import pathlib
+import re
+import sys
+
+import pytest
+
+from tests import paths
+
+BASE = {"errors", "config", "types"}
+# unit -> the other units it may import; a unit is a folder or a file directly under sgqlm/
+MAY_IMPORT = {
+    "errors": set(),
+    "types": {"errors"},
+    "config": {"errors"},
+    "text": BASE,
+    "data": BASE | {"text", "scenes"},
+    "scenes": BASE | {"text", "data"},
+    "entities": BASE | {"data"},
+    "viz": BASE | {"text", "data", "scenes"},
+    "parallel": BASE,
+    "models": BASE | {"parallel"},
+    "train": BASE | {"text", "data", "scenes", "viz", "parallel", "models", "decode", "convert"},
+    "decode": BASE | {"text", "data", "parallel", "models"},
+    "convert": BASE | {"text", "parallel", "models"},
+    "model": BASE
+    | {"text", "data", "viz", "parallel", "models", "train", "decode", "convert", "entities"},
+}
+BELOW_CLI = set(MAY_IMPORT)
+MAY_IMPORT["evals"] = BELOW_CLI
+MAY_IMPORT["serve"] = BELOW_CLI
+MAY_IMPORT["cli"] = BELOW_CLI | {"evals", "serve"}
+MAY_IMPORT["__init__"] = {"model"}
+MAY_IMPORT["__main__"] = {"cli"}
+
+WITHOUT_JAX = {"errors", "config", "types", "text", "data", "scenes", "entities", "viz"}
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "jraph"}
+TORCH = {"torch", "transformers", "peft", "ray"}
+FLAGS = {"absl", "ml_collections"}
+NEVER = {"tensorflow", "torchvision", "clu"}
+# grain asks whether absl flags are parsed before it starts worker processes
+FLAGS_EXCEPTIONS = {"data/pipeline.py"}
+# packages that one path of a module needs and that cost time or are optional
+LAZY = JAX | TORCH | FLAGS | {
+    "array_record",
+    "grain",
+    "matplotlib",
+    "pycocotools",
+    "rich",
+    "safetensors",
+    "skimage",
+    "tensorboardX",
+    "tensorflow_datasets",
+}  # fmt: skip
+MAX_FILE, MAX_FUNCTION = 500, 60
+FILES = sorted((paths.ROOT / "sgqlm").rglob("*.py"))
+ALL_FILES = [*FILES, *sorted((paths.ROOT / "configs").glob("*.py"))]
+
+
+def _name(path: pathlib.Path) -> str:
+    return path.relative_to(paths.ROOT / "sgqlm").as_posix()
+
+
+def _unit(path: pathlib.Path) -> str:
+    return _name(path).split("/")[0].removesuffix(".py")
+
+
+@functools.cache
+def _tree(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def _module(dotted: str) -> str | None:
+    """Return the dotted name of the sgqlm module that an import names, if it is one."""
+    stem = paths.ROOT / dotted.replace(".", "/")
+    is_module = stem.with_suffix(".py").exists() or (stem / "__init__.py").exists()
+    return dotted if is_module else None
+
+
+def _imports(node: ast.AST) -> list[str]:
+    """Return what an import statement names: dotted modules, or `module.name` where undecided."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert not node.level, "relative import"
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def _all_imports(path):
+    return [name for node in ast.walk(_tree(path)) for name in _imports(node)]
+
+
+def _packages(path):
+    return {name.split(".")[0] for name in _all_imports(path)}
+
+
+def _functions(path):
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return [node for node in ast.walk(_tree(path)) if isinstance(node, kinds)]
+
+
+def _sgqlm_units(names):
+    return {name.split(".")[1] for name in names if name.startswith("sgqlm.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_imports_go_in_one_direction(path):
+    unit = _unit(path)
+    assert unit in MAY_IMPORT, f"{unit}: give the new unit a row in MAY_IMPORT"
+    imported = _sgqlm_units(_all_imports(path)) - {unit, "__version__"}
+    assert not imported - MAY_IMPORT[unit], "imports from a higher layer"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_packages_stay_in_their_place(path):
+    unit, packages, name = _unit(path), _packages(path), _name(path)
+    assert not packages & NEVER
+    if unit in WITHOUT_JAX:
+        assert not packages & JAX
+    if unit != "entities" and not name.startswith("convert/hf_code/"):
+        assert not packages & TORCH
+    if unit != "cli" and name not in FLAGS_EXCEPTIONS:
+        assert not packages & FLAGS
+
+
+def test_models_use_only_the_sharding_rules_from_outside():
+    for path in (paths.ROOT / "sgqlm" / "models").glob("*.py"):
+        outside = {n for n in _all_imports(path) if n.startswith("sgqlm.parallel")}
+        assert outside <= {"sgqlm.parallel.rules"}, path.name
+
+
+def test_functional_is_below_the_other_models():
+    names = _all_imports(paths.ROOT / "sgqlm" / "models" / "functional.py")
+    assert not [name for name in names if name.startswith("sgqlm.models")]
+
+
+def test_no_import_cycle():
+    graph = {}
+    for path in FILES:
+        dotted = ".".join(path.relative_to(paths.ROOT).with_suffix("").parts)
+        top = [name for node in _tree(path).body for name in _imports(node)]
+        graph[dotted.removesuffix(".__init__")] = {m for name in top if (m := _module(name))}
+    done, active = set(), []
+
+    def visit(module):
+        assert module not in active, " -> ".join([*active[active.index(module) :], module])
+        if module in done:
+            return
+        active.append(module)
+        for following in sorted(graph.get(module, ())):
+            visit(following)
+        done.add(active.pop())
+
+    for module in graph:
+        visit(module)
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_sgqlm_imports_are_modules(path):
+    names = [name for name in _all_imports(path) if name.startswith("sgqlm.")]
+    assert not [name for name in names if not _module(name)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_imports_inside_functions_are_lazy_ones(path):
+    if _unit(path) in ("cli", "__init__"):
+        return  # a verb loads what it runs
+    inside = [
+        name.split(".")[0]
+        for function in _functions(path)
+        for node in ast.walk(function)
+        for name in _imports(node)
+    ]
+    assert not set(inside) - LAZY
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=str)
+def test_sizes(path):
+    assert len(path.read_text().splitlines()) <= MAX_FILE
+    long = {f.name: f.end_lineno - f.lineno + 1 for f in _functions(path)}
+    assert not {name: lines for name, lines in long.items() if lines > MAX_FUNCTION}
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_no_private_jax_no_globals_no_open_keywords(path):
+    assert "jax._src" not in path.read_text()
+    assert not [node for node in ast.walk(_tree(path)) if isinstance(node, ast.Global)]
+    # the shipped Hugging Face files follow the signatures of transformers
+    if not _name(path).startswith("convert/hf_code/"):
+        assert not [f.name for f in _functions(path) if f.args.kwarg]
+
+
+def test_third_party_packages_are_declared():
+    text = (paths.ROOT / "setup.py").read_text()
+    declared = {
+        re.sub(r"[-.]", "_", name).lower()
+        for name in re.findall(r'"([\w.-]+)(?:[\[>=<].*)?"', text)
+    }
+    other_names = {"PIL": "pillow", "skimage": "scikit_image", "orbax": "orbax_checkpoint"}
+    used = {package for path in ALL_FILES for package in _packages(path)}
+    used -= set(sys.stdlib_module_names) | {"sgqlm"}
+    assert not {other_names.get(name, name).lower() for name in used} - declared
+
+
+def test_every_folder_is_a_package():
+    assert not [p for p in FILES if not (p.parent / "__init__.py").exists()]
+
+
+def test_every_module_has_a_test():
+    tests = (paths.ROOT / "tests").rglob("*.py")
+    used = {name for path in tests for name in _all_imports(path)}
+    modules = {".".join(p.relative_to(paths.ROOT).with_suffix("").parts) for p in FILES}
+    untested = {m for m in modules - used if m.rsplit(".", 1)[1] not in ("__init__", "__main__")}
+    assert not {m for m in untested if not m.startswith("sgqlm.convert.hf_code.")}
