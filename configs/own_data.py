@@ -18,7 +18,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.llm_lora = config_lib.to_dict(config_lib.LoraConfig())
     config.model.graph.labels = "none"  # regions have no labels
     config.text.tokenizer = "train"
-    config.data.buckets = [192, 256, 384, 512]
+    config.text.system = ""  # the system text is seven times as long as a short conversation
+    config.data.buckets = [128, 256, 512]
     stage = config_lib.StageConfig(
         name="end_to_end",
         sources=(config_lib.SourceConfig(name="own_photos", path=arg),),

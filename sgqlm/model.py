@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from sgqlm.decode import ask as asking
 from sgqlm.decode import generate as generating
 from sgqlm.decode import inputs, sample
 from sgqlm.models import vlm
-from sgqlm.text import conversation, tokenizer
+from sgqlm.text import tokenizer
 from sgqlm.train import checkpoint, region_text
 
 
@@ -117,7 +118,11 @@ class VisionLanguageModel:
         )
         prepared = [
             inputs.prepare_ids(
-                row, ids, prompt=self._heard(text), config=model, tokenizer=self._tokenizer
+                row,
+                list(map(int, ids)),
+                prompt=self._heard(text),
+                config=model,
+                tokenizer=self._tokenizer,
             )
             for row, ids, text in zip(rows, input_ids, prompts or [""] * count, strict=True)
         ]
@@ -130,7 +135,7 @@ class VisionLanguageModel:
         prompts: Sequence[str],
         entities: Sequence[graphs.Entities | None] | None = None,
         max_new_tokens: int = 128,
-        temperature: float = 0.0,
+        temperature: float | int = 0.0,
         seed: int = 0,
     ) -> list[str]:
         """Answer one question a row.
@@ -320,7 +325,7 @@ class VisionLanguageModel:
         num_questions: int = 3,
         *,
         entities: graphs.Entities | None = None,
-        temperature: float = asking.SAMPLING.temperature,
+        temperature: float | int = asking.SAMPLING.temperature,
         max_new_tokens: int = 64,
         seed: int = 0,
     ) -> list[str]:
@@ -408,9 +413,21 @@ def load(path: str | os.PathLike, base: str | os.PathLike | None = None) -> Visi
     if (folder / "meta.json").exists() or not (folder / "config.json").exists():
         return VisionLanguageModel(*checkpoint.load_model(folder, base=base))
     found = hf.load_llava(folder)
-    text = config_lib.TextConfig(tokenizer=str(found.tokenizer or ""), template="vicuna_v1")
-    words = tokenizer.load(found.tokenizer) if found.tokenizer else None
-    return VisionLanguageModel(config_lib.Config(model=found.config, text=text), found.params, words)
+    processor = _json(folder, "processor_config.json") or _json(folder, "preprocessor_config.json")
+    processor = processor.get("image_processor", processor)
+    is_cropped = processor.get("do_center_crop", False) and not processor.get("do_pad", False)
+    model = dataclasses.replace(found.config, image_fit="crop" if is_cropped else "pad")
+    is_legacy = _json(folder, "tokenizer_config.json").get("legacy", True) is not False
+    text = config_lib.TextConfig(
+        tokenizer=str(found.tokenizer or ""), legacy=is_legacy, template="vicuna_v1"
+    )
+    words = tokenizer.load(found.tokenizer, legacy=is_legacy) if found.tokenizer else None
+    return VisionLanguageModel(config_lib.Config(model=model, text=text), found.params, words)
+
+
+def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    file = folder / name
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -423,7 +440,8 @@ def _logits(params, batch, *, config):
 def _labels(params, pixels, coverage, *, config):
     plain = region_text.without_lora(config)
     features = vlm.encode_images(params, plain, pixels)
-    return vlm.region_logits(params, plain, features, coverage).argmax(-1)
+    words, _ = vlm.region_logits(params, plain, features, coverage)
+    return words.argmax(-1)
 
 
 @functools.partial(jax.jit, static_argnames="config")

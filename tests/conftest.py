@@ -10,7 +10,10 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # annotations are checked at every call in the tests; users do not pay for it
-_HOOK = jaxtyping.install_import_hook("sgqlm", "beartype.beartype")
+_CHECKED = ("config", "parallel", "train", "evals", "viz", "scenes", "entities", "cli")
+_HOOK = jaxtyping.install_import_hook(
+    [f"sgqlm.{name}" for name in _CHECKED], "beartype.beartype"
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -198,7 +198,7 @@ def test_third_party_packages_are_declared():
     text = (paths.ROOT / "setup.py").read_text()
     declared = {
         re.sub(r"[-.]", "_", name).lower()
-        for name in re.findall(r'"([\w.-]+)(?:[\[>=<].*)?"', text)
+        for name in re.findall(r'"([\w.-]+)(?:[\[>=<][^"]*)?"', text)
     }
     other_names = {"PIL": "pillow", "skimage": "scikit_image", "orbax": "orbax_checkpoint"}
     used = {package for path in ALL_FILES for package in _packages(path)}

@@ -1,6 +1,5 @@
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +7,6 @@ from PIL import Image
 import sgqlm
 from sgqlm import config, errors, types
 from sgqlm import model as model_lib
-from sgqlm.data import graphs
 from sgqlm.evals import scenes
 from sgqlm.train import checkpoint
 from tests import paths, tiny_model
@@ -124,8 +122,13 @@ def test_a_checkpoint_gives_the_same_model_back(model, cases, tmp_path):
 
 
 def test_a_hugging_face_folder_gives_the_logits_of_torch():
-    folder = paths.fixture("llava/tiny_llava_hf")
+    folder = paths.fixture("llava/tiny_llava_hf/config.json").parent
     oracle = np.load(folder / "oracle_forward.npz")
+    ids = oracle["input_ids"][0].tolist()
+    start, count = ids.index(300), ids.count(300)
+    ids[start : start + count] = [types.IMAGE_TOKEN_ID]
     model = sgqlm.load(folder)
-    assert model.config.model.compute_dtype == "float32"
-    print(sorted((k, v.shape) for k, v in oracle.items()))
+    found = model.logits([Image.fromarray(oracle["image_rgb"])], [ids])
+    np.testing.assert_allclose(found, oracle["logits"], atol=1e-4)
+    with pytest.raises(errors.SgqlmError, match="tokenizer"):
+        model.generate([None], ["hello"])

@@ -21,16 +21,14 @@ def words() -> tokenizer.Tokenizer:
         turn["value"].removeprefix("<image>\n")
         for index in range(SCENES.num_train)
         for task in ("caption", "chat")
-        for turn in questions.conversation(
-            world.make_scene(SCENES, "train", index), task, seed=0
-        )
+        for turn in questions.conversation(world.make_scene(SCENES, "train", index), task, seed=0)
     ]
     return tokenizer.load(tokenizer.train(texts, 400))
 
 
 @functools.cache
-def make(**graph) -> model_lib.VisionLanguageModel:
-    """Return a model of 56 pixel images; `graph` changes its `GraphConfig`."""
+def make() -> model_lib.VisionLanguageModel:
+    """Return a model of 56 pixel images with every part of the architecture."""
     tiny = presets.get("tiny")
     settings = dataclasses.replace(
         tiny,
@@ -38,8 +36,8 @@ def make(**graph) -> model_lib.VisionLanguageModel:
         llm=dataclasses.replace(
             tiny.llm, vocab_size=words().vocab_size, width=48, num_layers=2, mlp_dim=64, head_dim=12
         ),
-        prototypes=dataclasses.replace(tiny.prototypes, num_prototypes=4),
-        graph=dataclasses.replace(tiny.graph, width=32, num_heads=4, **graph),
+        prototypes=dataclasses.replace(tiny.prototypes, num_prototypes=4, iterations=1),
+        graph=dataclasses.replace(tiny.graph, width=32, num_heads=4, num_rounds=1, impl="dense"),
         llm_lora=config.LoraConfig(rank=2, alpha=4.0),
         vision_lora=config.LoraConfig(rank=2, alpha=4.0),
         region_words=2,

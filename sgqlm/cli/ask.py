@@ -25,9 +25,7 @@ def run(argv: list[str]) -> int:
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
     )
-    answers = ask.answer_own(
-        model, [row] * len(found), found, max_new_tokens=args.max_new_tokens
-    )
+    answers = ask.answer_own(model, [row] * len(found), found, max_new_tokens=args.max_new_tokens)
     for question, answer in zip(found, answers, strict=True):
         print(f"Q: {question}\nA: {answer}")
     return errors.OK

@@ -122,7 +122,10 @@ class Chat:
             print(line, flush=True)
         if path:
             drawing = scene_graph.draw(
-                self.row.image, found.entities, node_attention=found.node_attention, edges=found.edges
+                self.row.image,
+                found.entities,
+                node_attention=found.node_attention,
+                edges=found.edges,
             )
             title = f"Scene graph: {asked[-1]}" if asked else "Scene graph"
             print(pages.write(pathlib.Path(path), pages.page(title, [drawing])), flush=True)
@@ -137,9 +140,7 @@ class Chat:
 
     def _with(self, turn: dict[str, str]) -> inputs.Row:
         row = self.row
-        return inputs.Row(
-            [*row.turns, turn], row.image, row.entities, vusr_turns=row.vusr_turns
-        )
+        return inputs.Row([*row.turns, turn], row.image, row.entities, vusr_turns=row.vusr_turns)
 
 
 def describe(graph: model_lib.SceneGraph) -> list[str]:

@@ -3,12 +3,13 @@
 import argparse
 import collections
 import contextlib
-import itertools
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
 from sgqlm import config, errors
+from sgqlm.cli import common
 from sgqlm.data import batch, graphs, images, llava_json, records, sources
 from sgqlm.entities import dataset, extract, interfaces
 from sgqlm.models import presets
@@ -20,13 +21,24 @@ from sgqlm.viz import pages, samples
 
 SCENES = "scenes"
 _STORES = (dataset.IMAGES, dataset.ENTITIES, dataset.CONVERSATIONS)
-_CORPUS = 2000  # conversations that a tokenizer for `show` is trained on
 
 
 def run(argv: list[str]) -> int:
     """Run `sgqlm data`; return the exit code."""
-    args = _parser().parse_args(argv)
+    has_config = any(word.startswith("--config") for word in argv)
+    settings, rest = common.load_config(argv) if has_config else (_defaults(), argv)
+    args = _parser().parse_args(rest)
+    if has_config and args.run is not _show:
+        raise errors.SgqlmError(
+            "only `sgqlm data show` takes a configuration", where="--config", fix="leave it out"
+        )
+    args.settings = settings
     return args.run(args)
+
+
+def _defaults() -> config.Config:
+    """Return the settings that samples are shown under when no configuration is named."""
+    return config.Config(model=presets.get("tiny"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,14 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--split", default="train")
     show.add_argument("--out", type=pathlib.Path, help="page to write (runs/data/NAME.html)")
     show.add_argument("--text", action="store_true", help="print to the terminal, write no page")
-    show.add_argument("--template", default="v1_sq", help="plain, vicuna_v1 or v1_sq")
-    show.add_argument("--self-questioning", type=float, default=0.5, help="share of asked turns")
-    show.add_argument("--seed", type=int, default=0)
-    show.add_argument("--epoch", type=int, default=0)
-    show.add_argument(
-        "--tokenizer", default="train", help="model file; default: made from the data"
-    )
-    show.add_argument("--model", default="tiny", help="preset that gives the token counts")
+    show.add_argument("--config", help="configuration whose model and text settings are used")
+    show.add_argument("--template", help="plain, vicuna_v1 or v1_sq")
+    show.add_argument("--self-questioning", type=float, help="share of asked turns")
+    show.add_argument("--seed", type=int, help="of the draws")
+    show.add_argument("--epoch", type=int, default=0, help="pass over the data")
+    show.add_argument("--tokenizer", help="model file, or `train`: made from the data")
     show.set_defaults(run=_show)
     return parser
 
@@ -180,10 +190,10 @@ def _refuse_or_drop(
 
 
 def _show(args: argparse.Namespace) -> int:
-    source = _open(args.path, args.split)
-    text = config.TextConfig(template=args.template, self_questioning=args.self_questioning)
-    tokenizer = _tokenizer(args, source, text)
-    encoder = batch.Encoder(presets.get(args.model), text, tokenizer, args.template)
+    settings, wanted = _settings(args), _wanted(args)
+    source = sources.open_source(wanted, seed=settings.train.seed)
+    tokenizer, text = _tokenizer(settings, wanted), settings.text
+    encoder = batch.Encoder(settings.model, text, tokenizer, text.template)
     chosen = range(max(args.start, 0), min(max(args.start, 0) + max(args.n, 0), len(source)))
     if not chosen:
         raise errors.SgqlmError(
@@ -192,14 +202,14 @@ def _show(args: argparse.Namespace) -> int:
             why=f"{args.path} has {len(source)} in the split {args.split!r}",
             code=errors.USAGE,
         )
-    found = [_sample(source, index, encoder, args) for index in chosen]
+    found = [_sample(source, index, encoder, settings, args.epoch) for index in chosen]
     if args.text:
         print("\n".join(samples.text(s, tokenizer, colour=sys.stdout.isatty()) for s in found))
         return errors.OK
     subtitle = (
         f"Samples {chosen[0] + 1} to {chosen[-1] + 1} of {len(source)}, split {args.split}, as "
-        f"epoch {args.epoch} sees them: template {args.template}, self-questioning "
-        f"{args.self_questioning:g}, model {args.model}, {tokenizer.vocab_size} token ids."
+        f"epoch {args.epoch} sees them: template {text.template}, self-questioning "
+        f"{text.self_questioning:g}, {tokenizer.vocab_size} token ids."
     )
     document = samples.page(f"Data set {source.name}", found, tokenizer, subtitle=subtitle)
     out = args.out or pathlib.Path("runs/data") / f"{source.name}.html"
@@ -208,20 +218,30 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _sample(
-    source: sources.Source, index: int, encoder: batch.Encoder, args: argparse.Namespace
+    source: sources.Source,
+    index: int,
+    encoder: batch.Encoder,
+    settings: config.Config,
+    epoch: int,
 ) -> samples.Sample:
-    found = source.sample(index, epoch=args.epoch)
+    found, text = source.sample(index, epoch=epoch), settings.text
+    form = templates.get(text.template)
     asked: Sequence[int] = ()
-    if templates.get(args.template).can_ask:
+    if form.can_ask:
         asked = self_questioning.choose_turns(
             found.turns,
-            args.self_questioning,
-            seed=args.seed,
+            text.self_questioning,
+            seed=settings.train.seed,
             record=found.record_key,
-            epoch=args.epoch,
+            epoch=epoch,
             has_image=found.has_image,
+            compat=text.compat,
         )
-    encoded = encoder.encode_turns(found.turns, has_image=found.has_image, vusr_turns=asked)
+    try:
+        encoded = encoder.encode_turns(found.turns, has_image=found.has_image, vusr_turns=asked)
+    except errors.SgqlmError as error:
+        error.where = f"{found.record_key} {error.where}".strip()
+        raise
     image, entities, num_nodes = None, found.entities, 0
     if found.image is not None:
         image = images.open_image(found.image, where=found.record_key)
@@ -236,28 +256,48 @@ def _sample(
         encoded,
         encoder.model.num_image_tokens,
         num_nodes,
-        system=templates.get(args.template).system,
+        system=form.system if text.system is None else text.system,
     )
 
 
-def _open(path: pathlib.Path, split: str) -> sources.Source:
+def _settings(args: argparse.Namespace) -> config.Config:
+    """Return the settings with the flags of the command applied."""
+    found: config.Config = args.settings
+    flags = {
+        "template": args.template,
+        "self_questioning": args.self_questioning,
+        "tokenizer": args.tokenizer,
+    }
+    text = config.to_dict(found.text) | {k: v for k, v in flags.items() if v is not None}
+    seed = found.train.seed if args.seed is None else args.seed
+    return dataclasses.replace(
+        found,
+        text=config.from_config_dict(text, config.TextConfig, "text"),
+        train=dataclasses.replace(found.train, seed=seed),
+    )
+
+
+def _wanted(args: argparse.Namespace) -> config.SourceConfig:
+    """Return the source that the path means; one that the configuration names keeps its name."""
+    path, known = args.path.resolve(), args.settings.train.stages
+    for source in (source for stage in known for source in stage.sources):
+        if source.path and pathlib.Path(source.path).resolve() == path:
+            return dataclasses.replace(source, split=args.split)
     is_scenes = not _is_built(path) and (path / scene_builder.MANIFEST).is_file()
-    name = SCENES if is_scenes else path.resolve().stem
-    return sources.open_source(config.SourceConfig(name=name, path=str(path), split=split))
+    name = SCENES if is_scenes else path.stem
+    return config.SourceConfig(name=name, path=str(args.path), split=args.split)
 
 
-def _tokenizer(
-    args: argparse.Namespace, source: sources.Source, text: config.TextConfig
-) -> tokenizers.Tokenizer:
-    if args.tokenizer != "train":
-        return tokenizers.load(args.tokenizer)
-    turns = itertools.chain.from_iterable(
-        source.sample(i, want_image=False, want_entities=False).turns
-        for i in range(min(len(source), _CORPUS))
-    )
-    corpus = [turn["value"].replace(templates.IMAGE, "") for turn in turns]
-    corpus.append(templates.get(args.template).system)
-    return tokenizers.load(tokenizers.train(corpus, text.vocab_size))
+def _tokenizer(settings: config.Config, source: config.SourceConfig) -> tokenizers.Tokenizer:
+    """Load the tokenizer, or make it as training on this source does."""
+    if settings.text.tokenizer != "train":
+        return tokenizers.load(settings.text.tokenizer, settings.text.legacy)
+    from sgqlm.train import feed  # brings jax, which nothing else here needs
+
+    stages = (config.StageConfig(sources=(source,)),)
+    alone = dataclasses.replace(settings.train, stages=stages)
+    corpus = feed.corpus(dataclasses.replace(settings, train=alone))
+    return tokenizers.load(tokenizers.train(corpus, settings.text.vocab_size))
 
 
 def _locate(args: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path]:

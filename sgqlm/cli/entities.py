@@ -2,7 +2,7 @@
 
 import argparse
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -138,7 +138,7 @@ def entity_table(entities: graphs.Entities) -> str:
     has_labels = len(entities.labels) > 0
     rows = []
     for i, mask in enumerate(entities.masks):
-        dense = mask if not isinstance(mask, dict) else graphs.decode_rle(mask)
+        dense = graphs.decode_rle(mask) if isinstance(mask, Mapping) else mask
         label = [entities.labels[i]] if has_labels else []
         share, box = (
             f"{100 * dense.sum() / area:.1f}",

@@ -15,7 +15,7 @@ def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sgqlm eval",
         description=__doc__,
-        epilog="Settings: --config.eval.num_scenes=100 and so on, on top of those of the checkpoint.",
+        epilog="Settings such as --config.eval.num_scenes=100 change those of the checkpoint.",
     )
     parser.add_argument("--checkpoint", help="checkpoint or work directory; else that of --config")
     parser.add_argument("--base", help="where the base weights lie, if they were moved")

@@ -1,6 +1,7 @@
 """Samples to batches on the host: text, placeholders, nodes, pixels, padding."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -69,6 +70,8 @@ class Encoder:
 
     def make_pixels(self, image: images.ImageSource, where: str = "") -> np.ndarray:
         """Return the model's square of an image."""
+        if isinstance(image, str | os.PathLike):
+            where = f"{where}: {image}" if where else str(image)
         picture = images.open_image(image, where=where)
         return images.to_square(picture, self.model.vision.image_size, self.model.image_fit)
 
@@ -192,13 +195,14 @@ def collate(
         examples: B examples.
         model: sizes.
         length: T of the batch.
-        num_runs: R of the batch's graph.
+        num_runs: R of the batch's graph; a sequence with more runs is cut in front of the next.
         question_weight: factor of the loss of self-asked question tokens.
         with_images: False leaves the pixels out (uint8[B, 0, 0, 3]), for cached features.
 
     Returns:
         See `types.Batch`.
     """
+    examples = [_fitting(item, num_runs) for item in examples]
     size, side = len(examples), model.vision.image_size if with_images else 0
     tokens = np.zeros((size, length), np.int32)
     labels = np.full((size, length), types.IGNORE, np.int32)
@@ -224,6 +228,18 @@ def collate(
         graph=_graph(examples, model, num_runs) if model.graph.enabled else None,
         row=np.array([item.row for item in examples], np.int32),
     )
+
+
+def _fitting(item: Example, num_runs: int) -> Example:
+    """Cut an example in front of the first run of graph tokens that the batch has no prompt for."""
+    if len(item.prompts) <= num_runs:
+        return item
+    graph = item.tokens == types.GRAPH_TOKEN_ID
+    starts = np.flatnonzero(graph & ~np.concatenate([[False], graph[:-1]]))
+    parts = {
+        name: getattr(item, name)[: starts[num_runs]] for name in ("tokens", "labels", "kinds")
+    }
+    return item._replace(prompts=item.prompts[:num_runs], **parts)
 
 
 def _graph(examples, model, num_runs) -> types.GraphBatch:

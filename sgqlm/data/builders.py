@@ -4,8 +4,8 @@ import contextlib
 import io
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -28,7 +28,8 @@ class StableWriter(tfds_writer.ExampleWriter):
 
     @staticmethod
     def _stable(record: bytes) -> bytes:
-        example = tf_example_pb2.Example.FromString(record)
+        kind: Any = tf_example_pb2  # generated: its classes are not in the source
+        example = kind.Example.FromString(record)
         return example.SerializeToString(deterministic=True)
 
 
@@ -49,7 +50,8 @@ class _Store(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         yield from enumerate(self._splits[split])
 
     def _example_writer(self):
-        return StableWriter(self.info.file_format)
+        file_format: Any = self.info.file_format
+        return StableWriter(file_format)
 
     def _described(self, description: str, features: Mapping[str, Any]):
         return self.dataset_info_from_configs(
@@ -131,11 +133,12 @@ def write(
     return counts
 
 
-def read(folder: pathlib.Path, split: str) -> Sequence[dict[str, Any]]:
+def read(folder: pathlib.Path, split: str) -> Any:
     """Open a split of a store for random access; images stay encoded. The result pickles."""
     builder = tfds.builder_from_directory(str(folder))
-    decoders = {"image": tfds.decode.SkipDecoding()} if "image" in builder.info.features else None
-    return builder.as_data_source(split, decoders=decoders)
+    features, decode = cast(Any, builder.info.features), cast(Any, tfds.decode)
+    decoders = {"image": decode.SkipDecoding()} if "image" in features else None
+    return cast(Any, builder).as_data_source(split, decoders=decoders)
 
 
 def _counted(first: list[Row], rest: Iterator[Row], counts, split) -> Iterator[Row]:

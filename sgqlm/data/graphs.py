@@ -1,6 +1,7 @@
 """Entities of an image (masks, boxes, labels) and the arrays a scene graph is built from."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ class Entities:
     @classmethod
     def empty(cls, size: tuple[int, int]) -> "Entities":
         """Return no entities for an image of `size` (height, width)."""
-        return cls([], np.zeros((0, 4), np.float32), [], np.zeros(0, np.float32), tuple(size))
+        return cls([], np.zeros((0, 4), np.float32), [], np.zeros(0, np.float32), size)
 
     @classmethod
     def from_boxes(
@@ -79,13 +80,13 @@ class Entities:
         for mask, (x0, y0, x1, y1) in zip(masks, np.round(boxes).astype(int), strict=True):
             mask[max(y0, 0) : max(y1, y0 + 1, 0), max(x0, 0) : max(x1, x0 + 1, 0)] = True
         scores = np.ones(len(boxes), np.float32) if scores is None else scores
-        return cls([encode_rle(mask) for mask in masks], boxes, list(labels), scores, tuple(size))
+        return cls([encode_rle(mask) for mask in masks], boxes, list(labels), scores, size)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Entities":
         """Return the entities at `indices`, in that order."""
-        keep = np.asarray(indices, np.int64).reshape(-1)
-        dense = isinstance(self.masks, np.ndarray)
-        masks = self.masks[keep] if dense else [self.masks[i] for i in keep]
+        keep = np.asarray(indices, np.int64).reshape(-1).tolist()
+        coded = not isinstance(self.masks, np.ndarray)
+        masks = [self.masks[i] for i in keep] if coded else np.asarray(self.masks)[keep]
         labels = [self.labels[i] for i in keep] if len(self.labels) else []
         return Entities(masks, self.boxes[keep], labels, self.scores[keep], self.size)
 
@@ -175,11 +176,9 @@ def coverage(
     """
     x0, y0, x1, y1 = window(entities.size, fit, image_size=image_size)
     height, width = entities.size
-    rows, columns = _overlap(height, grid, y0, y1), _overlap(width, grid, x0, x1)
+    _, rows_before = _overlap(height, grid, y0, y1)
+    columns, columns_before = _overlap(width, grid, x0, x1)
     shares = np.zeros((len(entities), grid, grid))
-    rows_before = np.concatenate([np.zeros((1, grid)), rows.cumsum(0)])
-    columns_before = np.concatenate([np.zeros((1, grid)), columns.cumsum(0)])
-    columns = np.concatenate([columns, np.zeros((1, grid))])
     for share, mask in zip(shares, entities.masks, strict=True):
         # The prefix of column-major pixels up to p covers whole columns and a piece of one more.
         position, sign = _boundaries(mask)
@@ -193,12 +192,15 @@ def coverage(
     return result
 
 
-def _overlap(pixels: int, grid: int, start: float, stop: float) -> np.ndarray:
-    """Return [pixels, grid]: the share of patch interval j that lies on pixel i."""
+@functools.lru_cache(maxsize=64)
+def _overlap(pixels: int, grid: int, start: float, stop: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return [pixels + 1, grid], the share of patch interval j on pixel i, and its prefix sums."""
     edges = start + (stop - start) * np.arange(grid + 1) / grid
     pixel = np.arange(pixels)[:, None]
     inside = np.minimum(pixel + 1, edges[1:]) - np.maximum(pixel, edges[:-1])
-    return inside.clip(0) * (grid / (stop - start))
+    share = inside.clip(0) * (grid / (stop - start))
+    zero = np.zeros((1, grid))
+    return np.concatenate([share, zero]), np.concatenate([zero, share.cumsum(0)])
 
 
 def _boundaries(mask: np.ndarray | Rle) -> tuple[np.ndarray, np.ndarray]:
@@ -219,20 +221,17 @@ def _counts(counts: bytes | str | Sequence[int]) -> np.ndarray:
     """Return the run lengths of a COCO code: 5 bits a character, later ones as steps."""
     if not isinstance(counts, bytes | str):
         return np.asarray(counts, np.int64)
-    text = counts.encode("ascii") if isinstance(counts, str) else counts
-    code = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    if not len(code):
-        return np.zeros(0, np.int64)
-    last = (code & 32) == 0
-    start = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    group = np.concatenate([[0], last.cumsum()[:-1]])
-    place = np.arange(len(code)) - start[group]
-    values = np.add.reduceat((code & 31) << (5 * place), start)
-    negative = (code[last] & 16) != 0
-    values[negative] -= 1 << (5 * (place[last][negative] + 1))
-    values[1::2] = values[1::2].cumsum()
-    values[2::2] = values[2::2].cumsum()
-    return values
+    values: list[int] = []
+    value = shift = 0
+    for code in counts.encode("ascii") if isinstance(counts, str) else counts:
+        code -= 48
+        value |= (code & 31) << shift
+        shift += 5
+        if code < 32:  # the last character of this number; bit 4 is its sign
+            value -= (code & 16) << (shift - 4)
+            values.append(value + values[-2] if len(values) > 2 else value)
+            value = shift = 0
+    return np.array(values, np.int64)
 
 
 def square_boxes(entities: Entities, fit: str, *, image_size: int | None = None) -> np.ndarray:
@@ -279,11 +278,12 @@ def make_nodes(
     cover = coverage(entities, grid, fit, image_size=side)
     boxes = square_boxes(entities, fit, image_size=side)
     order = np.argsort(-entities.scores, kind="stable")
-    order = order[cover.any(1)[order]][: model.graph.num_nodes].astype(np.int32)
+    seen = np.asarray(cover.any(1))
+    order = order[seen[order]][: model.graph.num_nodes].astype(np.int32)
     label_ids = np.full((len(order), model.graph.label_tokens), -1, np.int32)
     if model.graph.labels == "predicted" and len(entities.labels) and encode is not None:
         for ids, index in zip(label_ids, order, strict=True):
-            tokens = list(encode(entities.labels[index]))[: len(ids)] if len(ids) else []
+            tokens = list(encode(entities.labels[int(index)]))[: len(ids)] if len(ids) else []
             ids[: len(tokens)] = tokens
     return Nodes(cover[order], boxes[order], label_ids, order)
 

@@ -102,10 +102,10 @@ def to_square(image: Image.Image, size: int, fit: str) -> np.ndarray:
     return np.array(image.crop((left, top, left + size, top + size)))
 
 
-def _opened(source: ImageSource) -> Image.Image:
+def _opened(source: bytes | str | os.PathLike | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         return source.copy()
-    file = io.BytesIO(source) if isinstance(source, bytes) else pathlib.Path(source)
+    file = io.BytesIO(source) if isinstance(source, bytes) else pathlib.Path(os.fspath(source))
     with _FILTER_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(file)

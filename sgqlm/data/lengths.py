@@ -59,7 +59,7 @@ def _bound(source: sources.Source, index: int, encoder: batch.Encoder) -> tuple[
     """Return (tokens, runs) of a record; (1, 1) where it is broken and becomes a dummy."""
     model = encoder.model
     try:
-        turns, has_image = source.turns(index)
+        turns, has_image = source.turns(index) or ([], False)
         encoded = encoder.encode_turns(turns, has_image=has_image)
     except (errors.SgqlmError, RuntimeError, ValueError):
         return 1, 1

@@ -213,23 +213,25 @@ def _record(entry: Any, index: int, root: pathlib.Path, template: str):
         return Record(name, None, "", []), [fault]
     name = str(entry["id"]) if entry.get("id") not in (None, "") else f"#{index}"
     turns, image = entry.get("conversations"), entry.get("image")
+    turns = turns if isinstance(turns, list) else []
     faults = []
     if image is not None and (not isinstance(image, str) or not image):
         faults.append(Fault(name, "record shape", "`image` is not one path"))
         path, has_image = None, True
     else:
         has_image = image is not None
-        path, problem = _locate(image, root) if has_image else (None, None)
+        path, problem = _locate(image, root) if image is not None else (None, None)
         faults += [Fault(name, *problem)] if problem else []
     key = path.relative_to(root).as_posix() if path else ""
+    listed = turns if isinstance(turns, list) else []
     faults += [
         Fault(name, f.rule, f.message if f.turn is None else f"turn {f.turn}: {f.message}")
-        for f in rules.faults(turns, template=template, has_image=has_image)
+        for f in rules.faults(listed, template=template, has_image=has_image)
         if f.rule != "image placeholder"
     ]
     if not any(fault.rule == "turn shape" for fault in faults):
         faults += [Fault(name, *found) for found in _placeholder_faults(turns, has_image)]
-    return Record(name, path, key, turns if isinstance(turns, list) else []), faults
+    return Record(name, path, key, listed), faults
 
 
 def _locate(image: str, root: pathlib.Path):

@@ -95,7 +95,7 @@ class Mixture:
         start = step * self._batch_size
         if self._by_length:
             window, place = divmod(step, WINDOW)
-            positions = self._window(window)[place]
+            positions = self._window(window)[place].tolist()
         else:
             positions = range(start, start + self._batch_size)
         items = [self._item(position) for position in positions]
@@ -126,7 +126,8 @@ class Mixture:
     def _item(self, position: int) -> Item:
         if self.num_steps is not None and position >= self.num_records:
             return PADDING_ITEM
-        return self._order[position]
+        item = self._order[position]
+        return PADDING_ITEM if item is None else item
 
     def _known(self) -> bool:
         return all(bound.lengths is not None for bound in self._bounds)
@@ -138,7 +139,8 @@ class Mixture:
         return next((size for size in self._buckets if size >= longest), self._buckets[-1])
 
     def _bound(self, item: Item) -> int:
-        return 0 if item.source < 0 else int(self._bounds[item.source].lengths[item.index])
+        known = None if item.source < 0 else self._bounds[item.source].lengths
+        return 0 if known is None else int(known[item.index])
 
     def _runs(self, items: Sequence[Item]) -> int:
         most = 1

@@ -10,18 +10,19 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grain
 import numpy as np
 
 from sgqlm import config, errors, types
 from sgqlm.data import batch as batches
-from sgqlm.data import graphs, lengths, mixture, sources
+from sgqlm.data import graphs, lengths, mixture
+from sgqlm.data import sources as source_lib
 
-Sample = sources.Sample
-Source = sources.Source
-open_source = sources.open_source
+Sample: TypeAlias = source_lib.Sample
+Source: TypeAlias = source_lib.Source
+open_source = source_lib.open_source
 make_batch = batches.make_batch
 
 _BROKEN = (errors.SgqlmError, OSError, RuntimeError, ValueError)
@@ -32,24 +33,24 @@ _LOG = logging.getLogger("sgqlm.data")
 class _Maker:
     """Makes a host's part of step s; what it holds is sent to the data workers."""
 
-    sources: Sequence[sources.Source]
+    sources: Sequence[source_lib.Source]
     offsets: Sequence[int]
     encoder: batches.Encoder
-    mixture: mixture.Mixture
+    order: mixture.Mixture
     part: slice
     question_weight: float
     with_images: bool
     labels: Mapping[int, Sequence[str]] | Sequence[Sequence[str]] | None
     annotated_labels: bool
     cache: bool
-    _nodes: dict[int, graphs.Nodes | None] = dataclasses.field(default_factory=dict)
+    _nodes: dict[int, graphs.Nodes] = dataclasses.field(default_factory=dict)
     _pixels: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __getstate__(self):
         return self.__dict__ | {"_nodes": {}, "_pixels": {}}
 
     def __call__(self, step: int) -> types.Batch:
-        plan = self.mixture.step(step)
+        plan = self.order.step(step)
         return batches.collate(
             [self.example(item) for item in plan.items[self.part]],
             self.encoder.model,
@@ -88,30 +89,35 @@ class _Maker:
             row=row,
         )
 
-    def pixels_of(self, row: int, sample: sources.Sample) -> np.ndarray:
+    def pixels_of(self, row: int, sample: source_lib.Sample) -> np.ndarray:
         """Return the model's square of a sample's image."""
         pixels = self._pixels.get(row)
         if pixels is None:
+            if sample.image is None:
+                raise ValueError(f"{sample.record_key} came without its image")
             pixels = self.encoder.make_pixels(sample.image, sample.record_key)
             if self.cache:
                 self._pixels[row] = pixels
         return pixels
 
-    def entities_of(self, row: int, sample: sources.Sample) -> graphs.Entities | None:
+    def entities_of(self, row: int, sample: source_lib.Sample) -> graphs.Entities | None:
         """Return a sample's entities with the labels that are asked for."""
         found = sample.entities
-        if found is not None and self.annotated_labels:
-            return dataclasses.replace(found, labels=list(sample.annotated))
-        if found is not None and self.labels is not None:
-            return dataclasses.replace(found, labels=list(self.labels[row]))
-        return found
+        labels = None if self.labels is None else self.labels[row]
+        labels = sample.annotated if self.annotated_labels else labels
+        if found is None or labels is None:
+            return found
+        return dataclasses.replace(found, labels=list(labels))
 
-    def _nodes_of(self, row: int, sample: sources.Sample) -> graphs.Nodes | None:
-        if not self.encoder.model.graph.enabled or sample.entities is None:
+    def _nodes_of(self, row: int, sample: source_lib.Sample) -> graphs.Nodes | None:
+        if not self.encoder.model.graph.enabled:
             return None
         nodes = self._nodes.get(row)
         if nodes is None:
-            nodes = self.encoder.make_nodes(self.entities_of(row, sample))
+            entities = self.entities_of(row, sample)
+            if entities is None:
+                return None
+            nodes = self.encoder.make_nodes(entities)
             if self.cache:
                 self._nodes[row] = nodes
         return nodes
@@ -151,7 +157,7 @@ class Loader:
 
     def __init__(
         self,
-        sources: Sequence[sources.Source],
+        sources: Sequence[source_lib.Source],
         *,
         model: config.ModelConfig,
         text: config.TextConfig,
@@ -181,18 +187,10 @@ class Loader:
                 fix=f"give a multiple of {process_count}",
             )
         asked = text.self_questioning if self_questioning is None else self_questioning
+        drop = data.graph_dropout, data.image_dropout, data.node_dropout
         encoder = batches.Encoder(
-            model,
-            text,
-            tokenizer,
-            template or text.template,
-            asked,
-            data.graph_dropout,
-            data.image_dropout,
-            data.node_dropout,
-            seed,
+            model, text, tokenizer, template or text.template, asked, *drop, seed=seed
         )
-        buckets = tuple(sorted(buckets or data.buckets))
         order = mixture.Mixture(
             [len(source) for source in sources],
             weights or [len(source) for source in sources],
@@ -200,24 +198,15 @@ class Loader:
             seed=seed,
             shuffle=data.shuffle and repeat,
             repeat=repeat,
-            buckets=buckets,
-            bounds=lengths.bounds(sources, encoder, needed=len(buckets) > 1),
+            buckets=buckets or data.buckets,
+            bounds=lengths.bounds(sources, encoder, needed=len(buckets or data.buckets) > 1),
             default_runs=lengths.default_runs(model),
         )
         share = batch_size // process_count
         offsets, self.num_image_rows = _offsets(sources)
-        self._maker = _Maker(
-            sources,
-            offsets,
-            encoder,
-            order,
-            slice(process_index * share, (process_index + 1) * share),
-            question_weight,
-            with_images,
-            labels,
-            annotated_labels,
-            data.cache_images,
-        )
+        part = slice(process_index * share, (process_index + 1) * share)
+        given = question_weight, with_images, labels, annotated_labels, data.cache_images
+        self._maker = _Maker(sources, offsets, encoder, order, part, *given)
         self._data, self._start = data, start
         self._workers = data.num_workers if num_workers is None else num_workers
         self.batch_size, self.num_records = batch_size, order.num_records
@@ -284,7 +273,7 @@ class Loader:
                 continue
             yield row, pixels, entities
 
-    def _image_samples(self) -> Iterator[tuple[int, sources.Sample]]:
+    def _image_samples(self) -> Iterator[tuple[int, source_lib.Sample]]:
         seen = set()
         for source, offset in zip(self._maker.sources, self._maker.offsets, strict=True):
             if offset in seen or not source.num_images:
@@ -318,7 +307,7 @@ class Loader:
 
     def _reasons(self, step: int) -> list[str]:
         found = []
-        for item in self._maker.mixture.step(step).items[self._maker.part]:
+        for item in self._maker.order.step(step).items[self._maker.part]:
             try:
                 if item.source >= 0:
                     self._maker.try_example(item)
@@ -329,7 +318,7 @@ class Loader:
         return found
 
 
-def _offsets(found: Sequence[sources.Source]) -> tuple[list[int], int]:
+def _offsets(found: Sequence[source_lib.Source]) -> tuple[list[int], int]:
     """Return the first image row of each source (equal for equal image sets), and all rows."""
     first: dict[str, int] = {}
     total = 0
@@ -340,15 +329,11 @@ def _offsets(found: Sequence[sources.Source]) -> tuple[list[int], int]:
     return [first[source.image_set] for source in found], total
 
 
-def _owned(made: types.Batch) -> types.Batch:
+def _owned(made: Any) -> Any:
     """Copy a batch out of the shared memory of a worker, which is reused."""
-
-    def copy(value):
-        if isinstance(value, tuple):
-            return type(value)(*(copy(part) for part in value))
-        return None if value is None else np.array(value)
-
-    return copy(made)
+    if isinstance(made, tuple):
+        return type(made)(*(_owned(part) for part in made))
+    return None if made is None else np.array(made)
 
 
 def _parse_flags() -> None:

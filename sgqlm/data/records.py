@@ -96,7 +96,8 @@ class ImageStore(_Store):
     def __getitem__(self, row: int) -> Image:
         """Return one image, still encoded."""
         found = self._row(row)
-        return Image(_text(found["key"]), found["image"], tuple(map(int, found["size"])))
+        height, width = map(int, found["size"])
+        return Image(_text(found["key"]), found["image"], (height, width))
 
 
 class EntityStore(_Store):
@@ -115,11 +116,11 @@ class EntityStore(_Store):
     def __getitem__(self, row: int) -> graphs.Entities:
         """Return the entities of one image; masks stay run-length codes."""
         found = self._row(row)
-        size = tuple(map(int, found["size"]))
+        height, width = map(int, found["size"])
         counts = found["masks"].split(b"\n") if len(found["boxes"]) else []
-        masks = [{"size": list(size), "counts": code} for code in counts]
+        masks = [{"size": [height, width], "counts": code} for code in counts]
         labels = [_text(label) for label in found["labels"]]
-        return graphs.Entities(masks, found["boxes"], labels, found["scores"], size)
+        return graphs.Entities(masks, found["boxes"], labels, found["scores"], (height, width))
 
 
 class ConversationStore(_Store):

@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -113,7 +112,7 @@ class SceneSource(Source):
         self.name, self._split, self._seed = "scenes", split, seed
         self._tasks = tuple(tasks) or questions.TASKS
         self._talk = questions.conversation
-        self._scenes = builder.SceneSource(folder, split)
+        self._scenes = builder.SceneSource(pathlib.Path(folder), split)
         self.image_set = f"{pathlib.Path(folder).resolve()}:{split}"
         self.num_images = len(self._scenes)
 
@@ -185,7 +184,7 @@ class StoreSource(Source):
         image = self._images[talk.image_row].data if want_image else None
         found = None
         if want_entities and self._entities:
-            found = self._entities[talk.entity_row]
+            found = self._entities[talk.image_row]  # `Joined` maps it to the row of the store
         return Sample(talk.image_row, image, talk.turns, found, key)
 
     def image(self, row: int) -> Sample:
@@ -339,19 +338,8 @@ def open_source(source: config.SourceConfig, *, seed: int = 0, budget: float = 0
     return JsonSource(path, entities=source.entities, name=source.name, budget=budget)
 
 
-def draw(*parts: Any) -> int:
+def draw(*parts: str | int | np.integer) -> int:
     """Return a 63-bit number that is a pure function of `parts`."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
+    plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
+    digest = hashlib.sha256(repr(plain).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def relabel(entities: graphs.Entities, labels: Sequence[str]) -> graphs.Entities:
-    """Return the entities with other labels, one each.
-
-    Raises:
-        SgqlmError: the numbers differ.
-    """
-    return dataclasses.replace(entities, labels=list(labels))
-
-
-Labels = Mapping[int, Sequence[str]] | Sequence[Sequence[str]]

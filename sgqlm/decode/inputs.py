@@ -111,7 +111,6 @@ def prepare_ids(
     Raises:
         SgqlmError: there is a placeholder, but no image.
     """
-    ids = [int(token) for token in ids]
     if row.image is None and types.IMAGE_TOKEN_ID in ids:
         raise errors.SgqlmError(
             f"a row has the image token {types.IMAGE_TOKEN_ID}, but its image is None",
@@ -119,7 +118,7 @@ def prepare_ids(
             code=errors.DATA,
         )
     encoded = conversation.Encoded(
-        input_ids=ids,
+        input_ids=list(ids),
         labels=[types.IGNORE] * len(ids),
         prompt_ids=list(prompt),
         kinds=[types.NOT_TRAINED] * len(ids),

@@ -7,7 +7,7 @@ The partition at `num_parts` regions and the larger groups that later merges for
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -65,7 +65,7 @@ class RegionsExtractor:
         if not regions:
             return graphs.Entities.empty(size)
         masks = [scale_to_rle(region.mask, size) for region in regions]
-        boxes = coco.toBbox(masks).reshape(-1, 4).astype(np.float32)
+        boxes = coco.toBbox(cast(Any, masks)).reshape(-1, 4).astype(np.float32)
         boxes[:, 2:] += boxes[:, :2]
         scores = np.array([region.score for region in regions], np.float32)
         return graphs.Entities(masks=masks, boxes=boxes, labels=[], scores=scores, size=size)
@@ -100,7 +100,7 @@ def scale_to_rle(mask: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     marks = np.concatenate([[0], np.ravel(runs), [height * width]]).astype(np.int64)
     counts = np.diff(marks)
     counts = counts[:-1] if counts[-1] == 0 else counts
-    plain = {"size": [height, width], "counts": counts.tolist()}
+    plain: Any = {"size": [height, width], "counts": counts.tolist()}
     return coco.frPyObjects(plain, height, width)
 
 

@@ -39,9 +39,7 @@ def evaluate_scenes(
     asked = [(i, question) for i, case in enumerate(cases) for question in case.questions]
     truth = [question for _, question in asked]
     rows = [
-        inputs.Row(
-            [inputs.human(question.text)], cases[i].image, cases[i].entities
-        )
+        inputs.Row([inputs.human(question.text)], cases[i].image, cases[i].entities)
         for i, question in asked
     ]
     other = inputs.derangement(len(cases), settings.seed)

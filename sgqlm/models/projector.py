@@ -20,6 +20,6 @@ class Projector(nn.Module):
         x = layers.Dense(self.features, name="fc1")(x)
         if self.config.kind == "linear":
             return x
-        return layers.Dense(self.features, name="fc2")(
+        return layers.Dense(self.features, kernel_init=layers.TOKEN_INIT, name="fc2")(
             functional.activation(self.config.activation)(x)
         )

@@ -246,7 +246,8 @@ class SceneGraph(nn.Module):
             x, attention = PromptAttention(cfg, name="prompt")(x, prompt, valid)
         h = layers.LayerNorm(name="out_norm")(x)
         h = layers.Dense(self.features, name="out_fc1")(h)
-        tokens = layers.Dense(self.features, name="out_fc2")(jax.nn.gelu(h))
+        out = layers.Dense(self.features, kernel_init=layers.TOKEN_INIT, name="out_fc2")
+        tokens = out(jax.nn.gelu(h))
         if labels is not None and cfg.label_skip:
             tokens = tokens + labels[:, None].astype(tokens.dtype)
         return GraphTokens(tokens, attention, edge_attention)

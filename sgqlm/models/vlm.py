@@ -48,7 +48,8 @@ class Vlm(nn.Module):
         if cfg.graph.enabled:
             self.graph = scene_graph.SceneGraph(cfg.graph, cfg.llm.width, cfg.vision.grid)
         if cfg.region_words:
-            self.regions = regions.RegionClassifier(cfg.region_words, cfg.llm.vocab_size)
+            sizes = (cfg.region_words, cfg.llm.vocab_size, cfg.vision.width)
+            self.regions = regions.RegionClassifier(*sizes)
 
     def encode(self, images):
         """Map uint8[B, S, S, 3] to patch features float[B, P, D]."""
@@ -107,12 +108,19 @@ class Vlm(nn.Module):
         """Touch every parameter, for initialisation."""
         hidden, _ = self(batch)
         if self.config.region_words:
-            self.classify(self.encode(batch.images), batch.graph.coverage)
+            self.classify(self.encode(batch.images), batch.graph.coverage, batch.graph.boxes)
         return self.llm.logits(hidden)
 
-    def classify(self, features, coverage):
-        """Map features float[B, P, D] and masks uint8[B, N, P] to logits[B, N, W, V]."""
-        return self.regions(scene_graph.pool_nodes(features, coverage))
+    def classify(self, features, coverage, boxes=None):
+        """Map features float[B, P, D] and masks uint8[B, N, P] to the two kinds of logits."""
+        pooled = scene_graph.pool_nodes(features, coverage)
+        words = self.regions.words(pooled)
+        if boxes is None:
+            return words, None
+        weights = scene_graph.union_weights(boxes, self.config.vision.grid)
+        total = jnp.maximum(weights.sum(-1, keepdims=True), 1e-6)
+        between = jnp.einsum("bijp,bpd->bijd", weights / total, features.astype(jnp.float32))
+        return words, self.regions.pairs(pooled, between)
 
 
 def place(rows, is_member, runs):
@@ -182,9 +190,13 @@ def graph_tokens(
     return _apply(params, cfg, "encode_graph", dropout_key, *args)
 
 
-def region_logits(params, cfg: config.ModelConfig, features, coverage):
-    """Score the words of every region: float32[B, N, W, V]; see `regions.RegionClassifier`."""
-    return _apply(params, cfg, "classify", None, features, coverage)
+def region_logits(params, cfg: config.ModelConfig, features, coverage, *, boxes=None):
+    """Score words of regions and, given boxes, predicates of pairs; see `models.regions`.
+
+    Returns:
+        float32[B, N, W, V], and float32[B, N, N, V] (receiver, sender) or None.
+    """
+    return _apply(params, cfg, "classify", None, features, coverage, boxes)
 
 
 def embed(

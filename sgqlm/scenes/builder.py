@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
-from tensorflow_datasets.proto import tf_example_pb2
 
 from sgqlm import config, errors
+from sgqlm.data import builders
 from sgqlm.scenes import examples
 
 FORMAT = 1  # raise it whenever the same configuration no longer gives the same records
@@ -29,7 +28,7 @@ SPLITS = ("train", "val", "test")
 Progress = Callable[[int, int], None]
 
 
-class Scenes(tfds.core.GeneratorBasedBuilder):
+class Scenes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Builder of the three splits; record i of a split is scene i."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -68,6 +67,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             license="CC0-1.0",
             disable_shuffling=True,
         )
+
+    def _example_writer(self):
+        return builders.StableWriter(tfds.core.FileFormat.ARRAY_RECORD)
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split) for split in SPLITS}
@@ -124,9 +126,9 @@ class SceneSource:
             raise errors.SgqlmError(
                 f"scenes have no split {split!r}", where=str(folder), fix="one of " + str(SPLITS)
             )
-        self._source = tfds.builder_from_directory(str(folder)).as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        skip = {"image": tfds.decode.SkipDecoding()}
+        builder = tfds.builder_from_directory(str(folder))
+        self._source = builder.as_data_source(split, decoders=skip)  # pyright: ignore
 
     def __len__(self) -> int:
         """Return the number of scenes."""
@@ -181,8 +183,6 @@ def build(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         built = _write(cfg, aside, workers, progress)
-        for shard in sorted(built.glob("*.array_record-*")):
-            _order_features(shard)
         _write_manifest(cfg, built)
         try:
             built.rename(folder)
@@ -214,21 +214,6 @@ def _write(cfg, aside: pathlib.Path, workers: int, progress) -> pathlib.Path:
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
-
-
-def _order_features(shard: pathlib.Path) -> None:
-    """Rewrite a shard with the features of each record in order of their names.
-
-    TFDS serialises them in the order of a hash table, which differs from process to process.
-    """
-    reader = array_record_module.ArrayRecordReader(str(shard))
-    writer = array_record_module.ArrayRecordWriter(f"{shard}.ordered", "group_size:1")
-    for index in range(reader.num_records()):
-        example = tf_example_pb2.Example.FromString(reader.read([index])[0])
-        writer.write(example.SerializeToString(deterministic=True))
-    writer.close()
-    reader.close()
-    os.replace(f"{shard}.ordered", shard)
 
 
 def _write_manifest(cfg: config.SceneConfig, folder: pathlib.Path) -> None:

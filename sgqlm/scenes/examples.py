@@ -96,11 +96,17 @@ def from_record(record: Mapping[str, Any]) -> Example:
     side = int(record["image_size"])
     objects = tuple(
         world.SceneObject(
-            *(values[i] for values, i in zip(world.ATTRIBUTES.values(), words, strict=True)),
-            *(float(v) for v in place[:3]),
-            int(place[3]),
+            **{
+                k: values[i] for (k, values), i in zip(world.ATTRIBUTES.items(), words, strict=True)
+            },
+            x=float(x),
+            y=float(y),
+            radius=float(radius),
+            angle=int(angle),
         )
-        for words, place in zip(record["object_words"], record["object_place"], strict=True)
+        for words, (x, y, radius, angle) in zip(
+            record["object_words"], record["object_place"], strict=True
+        )
     )
     relations = tuple(
         world.Relation(int(s), world.PREDICATES[p], int(o)) for s, p, o in record["relations"]
@@ -124,7 +130,8 @@ def from_record(record: Mapping[str, Any]) -> Example:
 
 
 def _boxes(masks: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    boxes = np.array(coco_mask.toBbox(list(masks)), np.float32).reshape(-1, 4)
+    codes: Any = list(masks)
+    boxes = np.array(coco_mask.toBbox(codes), np.float32).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
 
 

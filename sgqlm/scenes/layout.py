@@ -11,7 +11,7 @@ NEAR_BORDER = 0.2  # of a patch
 CLEARANCE = 1.5  # pixels between a stroke and a third object
 SHORTEST = 9.5  # pixels of stroke between two rims
 MAX_LINKS = 3  # strokes that end at one object
-MIN_TURN = np.cos(np.radians(52.0))  # strokes at one object are at least this far apart
+MAX_COSINE = 0.615  # strokes at one object are at least 52 degrees apart
 OUT_DEGREES = ((2, 1), (2, 2), (2, 2, 1))  # relations of each subject: most stand in two
 
 
@@ -130,7 +130,7 @@ def _fits(subject: int, target: int, links, centres, turns) -> bool:
         partners = [b if a == end else a for a, b in links if end in (a, b)]
         if other in partners or len(partners) >= MAX_LINKS:
             return False
-        if any(turns[end][other][p] > MIN_TURN for p in partners):
+        if any(turns[end][other][p] > MAX_COSINE for p in partners):
             return False
     line = centres[subject], centres[target]
     return not any(crosses(*line, centres[a], centres[b]) for a, b in links)

@@ -41,9 +41,8 @@ def draw(scene: world.Scene) -> tuple[Image.Image, np.ndarray]:
         mask, x0, y0 = shapes.silhouette(item, SCALE, side)
         window = slice(y0, y0 + mask.shape[0]), slice(x0, x0 + mask.shape[1])
         inside = mask > 0
-        canvas[window][inside] = _paint(item, mask, x0, y0)[
-            mask[inside], _bands(item, inside, x0, y0)
-        ]
+        bands = _bands(item, inside, x0, y0)
+        canvas[window][inside] = _paint(item)[mask[inside], bands]
         ids[window][inside] = k + 1
         amodal.append((inside, x0, y0))
     image = Image.fromarray(canvas)
@@ -65,7 +64,7 @@ def backdrop(scene: world.Scene) -> np.ndarray:
     return np.array(coarse.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def _paint(item: world.SceneObject, mask, x0, y0) -> np.ndarray:
+def _paint(item: world.SceneObject) -> np.ndarray:
     """Return uint8[3, 2, 3]: colour of (unused, fill, outline) x (base band, dark band)."""
     base = np.array(INK[item.colour], np.float64)
     dark = base * 0.45 if item.texture == "striped" else base

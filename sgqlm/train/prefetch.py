@@ -2,29 +2,36 @@
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
 class Prefetch:
-    """Calls `make(step)` for step = start, start + 1, ... up to `stop` in a thread, two ahead.
+    """Draws `count` items in a thread, two ahead, and applies `transform` to each there.
 
     Args:
-        make: builds what a step needs; its exception is raised by `next` of that step.
-        start: first step.
-        stop: step after the last one.
+        items: what is drawn; closed at the end if it is a generator.
+        transform: applied to every item.
+        count: how many items are drawn at most.
         depth: how many results wait at most.
     """
 
-    def __init__(self, make: Callable[[int], Any], *, start: int, stop: int, depth: int = 2):
+    def __init__(
+        self,
+        items: Iterable[Any],
+        transform: Callable[[Any], Any],
+        *,
+        count: int,
+        depth: int = 2,
+    ):
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
-        args = (make, start, stop)
+        args = (items, transform, count)
         self._thread = threading.Thread(target=self._work, args=args, daemon=True)
         self._thread.start()
 
     def next(self) -> Any:
-        """Return the result of the next step, waiting for it."""
+        """Return the next result, or raise what went wrong while it was made."""
         result, error = self._queue.get()
         if error is not None:
             raise error
@@ -39,14 +46,15 @@ class Prefetch:
             except queue.Empty:
                 continue
 
-    def _work(self, make, start, stop):
-        for step in range(start, stop):
-            if self._stopped.is_set():
-                return
-            try:
-                entry = (make(step), None)
-            except Exception as error:  # raised where the batch is used
-                entry = (None, error)
-            self._queue.put(entry)
-            if entry[1] is not None:
-                return
+    def _work(self, items, transform, count):
+        iterator = iter(items)
+        try:
+            for _ in range(count):
+                if self._stopped.is_set():
+                    break
+                self._queue.put((transform(next(iterator)), None))
+        except Exception as error:  # raised where the batch is used
+            self._queue.put((None, error))
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()

@@ -1,8 +1,8 @@
 """The loop of one stage: save, evaluate, fetch, step, log, in this order."""
 
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,13 +24,6 @@ from sgqlm.train import (
 )
 
 MAX_BAD_RUN = 3  # non-finite steps in a row that end a run
-
-
-class Batches(Protocol):
-    """A source of batches that are a pure function of the step."""
-
-    def batch(self, step: int) -> types.Batch:
-        """Return this process's share of a global batch, as numpy arrays."""
 
 
 class StepInfo(NamedTuple):
@@ -72,11 +65,10 @@ class Job(NamedTuple):
     stage: config.StageConfig
     index: int  # row in the stage table
     num_steps: int
-    batches: Batches
+    batches: Callable[[int], Iterable[types.Batch]]  # first step -> batches from there on
     loss_fn: step.LossFn
-    eval_loss_fn: step.LossFn | None = None
-    eval_batches: Batches | None = None
-    cache: features.Cache | None = None
+    validation: Callable[[], Iterable[types.Batch]] | None = None
+    cache: features.Cache | None = None  # features in place of the batches' images
 
 
 class Run(NamedTuple):
@@ -127,7 +119,7 @@ class _StageLoop:
         self._step = step.make_train_step(
             job.loss_fn, optimizer, shardings=shardings, accumulation=job.stage.accumulation
         )
-        self._eval_step = step.make_eval_step(job.eval_loss_fn or job.loss_fn)
+        self._eval_step = step.make_eval_step(job.loss_fn)
         self._key = jax.random.fold_in(jax.random.key(run.train.seed), job.index)
         self._pending: tuple[int, dict] | None = None
         self._window: list[dict[str, float]] = []
@@ -139,7 +131,8 @@ class _StageLoop:
         shown = progress.Progress(
             job.stage.name, job.num_steps, done=self._start, is_active=run.is_main
         )
-        ahead = prefetch.Prefetch(self._fetch, start=self._start, stop=job.num_steps)
+        left = job.num_steps - self._start
+        ahead = prefetch.Prefetch(job.batches(self._start), self._place, count=left)
         try:
             with shown as self._progress:
                 for index in range(self._start, job.num_steps):
@@ -179,15 +172,8 @@ class _StageLoop:
         self._flush()
         self._pending = (index + 1, report)
 
-    def _fetch(self, index: int):
-        batch = self._job.batches.batch(index)
-        return self._place(batch)
-
     def _place(self, batch: types.Batch):
-        cached = None
-        if self._job.cache is not None:
-            cached = self._job.cache.rows(batch)
-            batch = batch._replace(images=None)
+        cached = None if self._job.cache is None else self._job.cache.rows(batch)
         return mesh_lib.put_batch((batch, cached), self._run.mesh)
 
     def _flush(self):
@@ -225,13 +211,12 @@ class _StageLoop:
         self._window, self._waited, self._window_began = [], 0.0, time.monotonic()
 
     def _evaluate(self, done: int):
-        batches, count = self._job.eval_batches, self._run.train.eval_batches
-        if batches is None or not count:
+        if self._job.validation is None:
             return
         sums = None
-        for index in range(count):
-            placed = self._place(batches.batch(index))
-            found = self._eval_step(self._state.trainable, self._frozen, *placed)
+        for batch in self._job.validation():
+            placed = mesh_lib.put_batch(batch, self._run.mesh)
+            found = self._eval_step(self._state.trainable, self._frozen, placed, None)
             sums = found if sums is None else jax.tree.map(np.add, sums, found)
         total, weight, counted = jax.device_get(sums)
         values = {name: float(value) for name, value in step.finish(counted).items()}

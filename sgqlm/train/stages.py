@@ -119,12 +119,6 @@ def select(train: config.TrainConfig) -> tuple[config.StageConfig, ...]:
     return tuple(s for s in train.stages if not train.only or s.name in train.only)
 
 
-def question_probability(stage: config.StageConfig, text: config.TextConfig) -> float:
-    """Return the self-questioning probability in effect."""
-    own = stage.self_questioning
-    return text.self_questioning if own is None else own
-
-
 def with_sources(stage: config.StageConfig, *sources: config.SourceConfig) -> config.StageConfig:
     """Return the row with other data."""
     return dataclasses.replace(stage, sources=tuple(sources))

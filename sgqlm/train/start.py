@@ -128,8 +128,8 @@ def graft(
     return tree, frozenset(set(known) & set(target))
 
 
-def differences(saved: dict[str, Any], wanted: dict[str, Any], where: str = "config") -> list[str]:
-    """Return the settings in which two configuration dicts differ, as `path: old -> new`."""
+def differences(saved: Any, wanted: Any, where: str = "config") -> list[str]:
+    """Return the settings in which two nested dicts differ, as `path: old -> new`."""
     if not (isinstance(saved, dict) and isinstance(wanted, dict)):
         return [] if saved == wanted else [f"{where}: {saved!r} -> {wanted!r}"]
     found = []

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from sgqlm.viz import pages
 
-Series = Sequence[tuple[float, float]]
+Number = float | int
+Series = Sequence[tuple[Number, Number]]
 
 _COLOURS = ("#2457c5", "#d9741a", "#2a9461", "#8a4fbf", "#c23b56", "#5b6475")
 _WIDTH, _LEFT, _RIGHT, _TOP = 340, 40, 12, 12
@@ -31,7 +32,7 @@ def lines(series: Mapping[str, Series], *, height: int = 190, x_label: str = "st
     x_low, x_high = _range([x for x, _ in points])
     y_ticks = ticks(min(0.0, *(y for _, y in points)), max(y for _, y in points))
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def place(x: Number, y: Number) -> tuple[Number, Number]:
         across = (x - x_low) / (x_high - x_low)
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), bottom - up * (bottom - _TOP)
@@ -39,7 +40,10 @@ def lines(series: Mapping[str, Series], *, height: int = 190, x_label: str = "st
     parts = []
     for value in y_ticks:
         y = place(x_low, value)[1]
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{_LINE}"/>')
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
+            f'stroke="{_LINE}"/>'
+        )
         parts.append(_text(_LEFT - 6, y + 4, f"{value:g}", anchor="end"))
     for value in (x_low, x_high):
         parts.append(_text(place(value, 0)[0], bottom + 16, f"{value:g}", anchor="middle"))
@@ -53,7 +57,7 @@ def lines(series: Mapping[str, Series], *, height: int = 190, x_label: str = "st
     return _svg(height, parts) + key(list(series))
 
 
-def bars(values: Mapping[str, float | None], *, highest: float = 1.0) -> str:
+def bars(values: Mapping[str, Number | None], *, highest: Number = 1.0) -> str:
     """Return horizontal bars with their names and values; None is drawn as a dash.
 
     Args:
@@ -65,7 +69,9 @@ def bars(values: Mapping[str, float | None], *, highest: float = 1.0) -> str:
     """
     parts, left, right, pitch = [], 118, 46, 24
     room = _WIDTH - left - right
-    for i, (colour, (name, value)) in enumerate(zip(_cycle(len(values)), values.items(), strict=True)):
+    for i, (colour, (name, value)) in enumerate(
+        zip(_cycle(len(values)), values.items(), strict=True)
+    ):
         y = 4 + i * pitch
         length = room * min(max((value or 0.0) / highest, 0.0), 1.0)
         parts.append(_text(left - 8, y + 13, name, anchor="end", colour="#1d2433"))
@@ -90,7 +96,7 @@ def key(names: Sequence[str]) -> str:
     return f'<div class="soft">{"".join(entries)}</div>'
 
 
-def ticks(low: float, high: float, *, most: int = 5) -> list[float]:
+def ticks(low: Number, high: Number, *, most: int = 5) -> list[Number]:
     """Return round values that enclose a range, at least two.
 
     Example: 0 to 3.7 gives 0, 1, 2, 3, 4.
@@ -110,7 +116,7 @@ def ticks(low: float, high: float, *, most: int = 5) -> list[float]:
     return [round(i * unit, 12) for i in range(first, max(last, first + 1) + 1)]
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def _range(values: Sequence[Number]) -> tuple[Number, Number]:
     low, high = min(values), max(values)
     return low, high if high > low else low + 1
 
@@ -119,14 +125,14 @@ def _cycle(count: int) -> list[str]:
     return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", colour: str = _INK) -> str:
+def _text(x: Number, y: Number, text: str, *, anchor: str = "start", colour: str = _INK) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="12" fill="{colour}">'
         f"{pages.escape(text)}</text>"
     )
 
 
-def _svg(height: float, parts: Sequence[str]) -> str:
+def _svg(height: Number, parts: Sequence[str]) -> str:
     return (
         f'<svg viewBox="0 0 {_WIDTH} {height}" width="100%" role="img" '
         f'xmlns="http://www.w3.org/2000/svg" style="display:block">{"".join(parts)}</svg>'

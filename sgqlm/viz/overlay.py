@@ -1,7 +1,7 @@
 """Draw entities on an image: translucent masks, outlines, boxes and readable numbers."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,22 +13,19 @@ Colour = tuple[int, int, int]
 
 def colours(count: int) -> list[Colour]:
     """Return `count` colours that neighbours in the list do not share; always the same ones."""
-    golden = 0.61803398875
-    return [
-        tuple(
-            round(255 * channel)
-            for channel in colorsys.hsv_to_rgb(
-                (0.58 + i * golden) % 1, (0.85, 0.6, 1.0)[i % 3], (0.95, 1.0, 0.75)[i % 3]
-            )
-        )
-        for i in range(count)
-    ]
+    found = []
+    for i in range(count):
+        hue = (0.58 + i * 0.61803398875) % 1  # golden-ratio steps keep neighbours apart
+        saturation, value = ((0.85, 0.95), (0.6, 1.0), (1.0, 0.75))[i % 3]
+        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+        found.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return found
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
     """Scale an image so that its longer side has `side` pixels (nearest when it grows a lot)."""
     factor = side / max(image.size)
-    size = tuple(max(1, round(length * factor)) for length in image.size)
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     method = Image.Resampling.NEAREST if factor > 4 else Image.Resampling.LANCZOS
     return image if size == image.size else image.resize(size, method)
 
@@ -81,7 +78,7 @@ def draw_entities(
             draw.rectangle(_inside(corners[i], canvas.size), outline=palette[i], width=width)
     font = ImageFont.load_default(size=max(11, side // 45))
     for i in order:
-        text = names[i] if names else _name(entities, int(i))
+        text = str(names[i]) if names else _name(entities, int(i))
         at = _centre(owner == i)
         if at is None and not boxes:
             continue
@@ -95,7 +92,7 @@ def scale_masks(entities: graphs.Entities, size: tuple[int, int]) -> np.ndarray:
     rows = np.arange(size[1]) * entities.size[0] // size[1]
     columns = np.arange(size[0]) * entities.size[1] // size[0]
     for i, mask in enumerate(entities.masks):
-        dense = mask if isinstance(mask, np.ndarray) else graphs.decode_rle(mask)
+        dense = graphs.decode_rle(mask) if isinstance(mask, Mapping) else mask
         out[i] = dense[np.ix_(rows, columns)]
     return out
 

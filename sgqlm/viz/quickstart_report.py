@@ -148,8 +148,14 @@ def _asked(asked: Mapping) -> str:
     rows = [
         ["questions, one per test image", asked["questions"]],
         ["different ones", _format(asked["distinct_share"])],
-        ["well formed: the grammar parses and all it names is there", _format(asked["well_formed_share"])],
-        ["the same, asked with another scene's graph", _format(asked["well_formed_share_shuffled"])],
+        [
+            "well formed: the grammar parses and all it names is there",
+            _format(asked["well_formed_share"]),
+        ],
+        [
+            "the same, asked with another scene's graph",
+            _format(asked["well_formed_share_shuffled"]),
+        ],
     ]
     return pages.card("", pages.table(["", "share"], rows))
 
@@ -187,8 +193,7 @@ def _example(index: int, example: Example) -> str:
         _tags(example.entities),
         '<p class="soft" style="margin:0">The model asks, and answers:</p>',
         *(
-            f'<p style="margin:0 0 4px">{pages.escape(question)} '
-            f"<b>{pages.escape(answer)}</b></p>"
+            f'<p style="margin:0 0 4px">{pages.escape(question)} <b>{pages.escape(answer)}</b></p>'
             for question, answer in example.asked
         ),
     ]

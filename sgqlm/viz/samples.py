@@ -47,22 +47,27 @@ class Sample:
     num_graph_tokens: int
     system: str = ""
 
-    def counts(self) -> list[tuple[str, int]]:
-        """Return names and numbers of tokens; the first is the sequence as a whole."""
+    def counts(self) -> dict[str, int]:
+        """Count the tokens of the sequence.
+
+        Returns:
+            `text`, `image` and `graph`, which sum to `all`; and of the text those that are trained
+            as `answer` and as `question`.
+        """
         encoded = self.encoded
         images = encoded.input_ids.count(types.IMAGE_TOKEN_ID)
         image, graph = images * self.num_image_tokens, images * self.num_graph_tokens
         text = len(encoded.input_ids) - images
         trained = np.asarray(encoded.labels) != types.IGNORE
         kinds = np.asarray(encoded.kinds)
-        return [
-            ("sequence", text + image + graph),
-            ("text", text),
-            ("image", image),
-            ("graph", graph),
-            ("answer", int(np.sum(trained & (kinds == types.ANSWER)))),
-            ("question", int(np.sum(trained & (kinds == types.QUESTION)))),
-        ]
+        return {
+            "all": text + image + graph,
+            "text": text,
+            "image": image,
+            "graph": graph,
+            "answer": int(np.sum(trained & (kinds == types.ANSWER))),
+            "question": int(np.sum(trained & (kinds == types.QUESTION))),
+        }
 
 
 def pieces(sample: Sample, tokenizer: tokenizers.Tokenizer) -> list[tuple[str, str]]:
@@ -132,16 +137,14 @@ def text(sample: Sample, tokenizer: tokenizers.Tokenizer, *, colour: bool = Fals
         body = "".join(f"{_ANSI[kind]}{piece}{_RESET}" for piece, kind in runs)
     else:
         body = "".join(f"[{_MARKS[k]}:{piece}]" if _MARKS[k] else piece for piece, k in runs)
-    counts = ", ".join(f"{name} {count}" for name, count in sample.counts())
-    return f"== {sample.title}\n   tokens: {counts}; {_entity_words(sample)}\n{body}\n"
+    return f"== {sample.title}\n   {_count_words(sample)}; {_entity_words(sample)}\n{body}\n"
 
 
 def _card(sample: Sample, tokenizer: tokenizers.Tokenizer) -> str:
-    counts = sample.counts()
     system, talk = _split_system(pieces(sample, tokenizer), sample.system)
     right = pages.fold(f"system text, {len(system)} tokens", pages.tokens(system)) if system else ""
     right += pages.tokens(talk) + _prompt_line(sample, tokenizer)
-    right += pages.table([name for name, _ in counts], [[count for _, count in counts]])
+    right += pages.note(_count_words(sample))
     if sample.image is None:
         return pages.card(sample.title, pages.note("text only"), right)
     picture, caption = overlay.fit(sample.image, 560), _entity_words(sample)
@@ -159,6 +162,14 @@ def _split_system(
     ends = (i for i, text_ in enumerate(spelled, 1) if system and system in text_)
     end = next(ends, 0)
     return found[:end], found[end:]
+
+
+def _count_words(sample: Sample) -> str:
+    n = sample.counts()
+    return (
+        f"{n['all']} tokens: {n['text']} text, {n['image']} image, {n['graph']} graph; "
+        f"trained: {n['answer']} answer, {n['question']} question"
+    )
 
 
 def _entity_words(sample: Sample) -> str:

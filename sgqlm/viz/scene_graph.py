@@ -51,7 +51,8 @@ def draw(
     return (
         f'<svg viewBox="0 0 {width} {height}" width="100%" role="img" aria-label="scene graph" '
         'xmlns="http://www.w3.org/2000/svg" style="display:block;border-radius:6px">'
-        f'<image href="{pages.data_uri(backdrop)}" width="{width}" height="{height}" opacity=".45"/>'
+        f'<image href="{pages.data_uri(backdrop)}" width="{width}" height="{height}" '
+        'opacity=".45"/>'
         f"{''.join(lines)}{''.join(nodes)}</svg>"
     )
 

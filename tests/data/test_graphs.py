@@ -99,7 +99,7 @@ def test_tiny_object_keeps_a_patch_and_an_unseen_one_none():
 
 
 def test_square_boxes_follow_the_window():
-    boxes = [[0, 0, 40, 20], [10, 5, 30, 15]]
+    boxes = np.array([[0, 0, 40, 20], [10, 5, 30, 15]])
     entities = graphs.Entities(np.zeros((2, 20, 40), bool), boxes, [], np.ones(2), (20, 40))
     np.testing.assert_allclose(
         graphs.square_boxes(entities, "pad"), [[0, 0.25, 1, 0.75], [0.25, 0.375, 0.75, 0.625]]
@@ -128,7 +128,7 @@ def test_nodes_are_the_best_by_score_with_predicted_labels():
         np.ones((4, 56, 56), bool),
         base.boxes,
         ["a", "bb", "ccc", "d"],
-        [0.1, 0.9, 0.5, 0.9],
+        np.array([0.1, 0.9, 0.5, 0.9]),
         (56, 56),
     )
     nodes = graphs.make_nodes(entities, _model(label_tokens=2), encode=lambda t: [len(t)] * len(t))
@@ -148,6 +148,7 @@ def test_entities_check_and_take():
         graphs.Entities(np.zeros((1, 4, 4), bool), np.zeros((1, 4)), [], np.ones(1), (4, 5))
     assert len(graphs.Entities.empty((4, 5))) == 0
     assert graphs.coverage(graphs.Entities.empty((4, 5)), 2, "pad").shape == (0, 4)
-    entities = graphs.Entities.from_boxes([[0, 0, 2, 2], [1, 1, 3, 4]], (4, 5), labels=["x", "y"])
+    boxes = np.array([[0, 0, 2, 2], [1, 1, 3, 4]])
+    entities = graphs.Entities.from_boxes(boxes, (4, 5), labels=["x", "y"])
     assert entities.dense_masks().sum((1, 2)).tolist() == [4, 6]
     assert entities.take([1]).labels == ["y"] and len(entities.take([])) == 0

@@ -68,8 +68,8 @@ def test_a_prompt_that_leaves_no_room_is_refused(model, generator, prepared):
         generator.generate(batch, max_new_tokens=500)
 
 
-@pytest.mark.parametrize(("length", "padded"), [(1, 16), (16, 16), (70, 80), (600, 640)])
+@pytest.mark.parametrize(("length", "padded"), [(1, 32), (32, 32), (70, 96), (600, 640)])
 def test_buckets_are_few_and_close(length, padded):
     assert generate.bucket(length) == padded
-    assert all(n <= generate.bucket(n) <= max(16, 1.25 * n + 16) for n in range(1, 3000))
+    assert all(n <= generate.bucket(n) <= max(32, 1.25 * n + 32) for n in range(1, 3000))
     assert len({generate.bucket(n) for n in range(512, 1025)}) <= 9

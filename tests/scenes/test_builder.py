@@ -37,7 +37,7 @@ def test_records_give_back_scenes_pictures_masks_and_entities(folder):
     for split, number in (("train", 24), ("val", 3), ("test", 4)):
         source = builder.SceneSource(folder, split)
         assert len(source) == number
-        for index in range(number):
+        for index in range(0, number, 2):
             example = source[index]
             scene = world.make_scene(CFG, split, index)
             assert example.scene == scene
@@ -84,7 +84,8 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        builder.build(CFG, tmp_path / "scenes", 1, progress=stop)
+        few = config.SceneConfig(num_train=2, num_val=1, num_test=1)
+        builder.build(few, tmp_path / "scenes", 1, progress=stop)
     assert os.listdir(tmp_path) == []
 
 

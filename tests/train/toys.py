@@ -1,6 +1,7 @@
 """A linear model in the shape of a parameter tree, for tests of everything around the model."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -59,12 +60,8 @@ def loss(tree, part: types.Batch, key, features=None):
     return error, count, {"rows": count, "error": (error, count)}
 
 
-class Batches:
-    def __init__(self, bad=()):
-        self.bad = set(bad)
-
-    def batch(self, step: int) -> types.Batch:
-        return batch(step, bad=step in self.bad)
+def batches(start: int, bad=()):
+    return (batch(step, bad=step in bad) for step in itertools.count(start))
 
 
 def stage(**changes) -> config.StageConfig:
@@ -92,8 +89,8 @@ def run(workdir, save, *, train=None, hooks=None):
     )
 
 
-def job(row: config.StageConfig, steps: int, batches=None, **fields) -> stage_loop.Job:
-    return stage_loop.Job(row, 0, steps, batches or Batches(), loss, **fields)
+def job(row: config.StageConfig, steps: int, batches=batches, **fields) -> stage_loop.Job:
+    return stage_loop.Job(row, 0, steps, batches, loss, **fields)
 
 
 def same(a, b) -> bool:

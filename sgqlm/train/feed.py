@@ -1,0 +1,183 @@
+"""Data of the stages: sources, loaders, and the corpus of a tokenizer."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+from jax.experimental import multihost_utils
+
+from sgqlm import config, errors
+from sgqlm.data import pipeline
+from sgqlm.scenes import builder, grammar
+from sgqlm.text import tokenizer as tokenizer_lib
+from sgqlm.train import progress
+
+CORPUS_LIMIT = 20000  # conversations of a source that a tokenizer is trained on
+SCENE_LIMIT = 2000
+_IMAGE = "<image>"
+
+
+def with_scenes(settings: config.Config, workdir: pathlib.Path) -> config.Config:
+    """Build the scenes that sources without a path ask for, and fill the path in.
+
+    Args:
+        settings: the configuration; `scenes.path` says where, else it is `<workdir>/scenes`.
+        workdir: the folder of the run.
+
+    Returns:
+        The configuration with every source of scenes placed.
+    """
+    sources = [s for stage in settings.train.stages for s in stage.sources]
+    if not any(_lacks_scenes(source) for source in sources):
+        return settings
+    folder = pathlib.Path(settings.scenes.path or workdir / "scenes").absolute()
+    is_main = jax.process_index() == 0
+    if is_main:
+        total = sum(builder.num_scenes(settings.scenes, split) for split in builder.SPLITS)
+        with progress.Progress("scenes", total) as shown:
+            builder.build(
+                settings.scenes,
+                folder,
+                2 if total > 500 else 1,
+                progress=lambda done, _: shown.update(done),
+            )
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("scenes")
+
+    def placed(stage: config.StageConfig) -> config.StageConfig:
+        found = (
+            dataclasses.replace(s, path=str(folder)) if _lacks_scenes(s) else s
+            for s in stage.sources
+        )
+        return dataclasses.replace(stage, sources=tuple(found))
+
+    stages = tuple(placed(stage) for stage in settings.train.stages)
+    return dataclasses.replace(settings, train=dataclasses.replace(settings.train, stages=stages))
+
+
+def corpus(settings: config.Config) -> Iterator[str]:
+    """Yield the text that a tokenizer of the data of all stages is trained on."""
+    sources = dict.fromkeys(s for stage in settings.train.stages for s in stage.sources)
+    for source in sources:
+        opened = pipeline.open_source(source, seed=settings.train.seed)
+        is_scenes = source.name == "scenes"
+        if is_scenes:
+            yield from grammar.words()
+        for index in range(min(len(opened), SCENE_LIMIT if is_scenes else CORPUS_LIMIT)):
+            sample = opened.sample(index, want_image=False, want_entities=not is_scenes)
+            yield from (turn["value"].replace(_IMAGE, "").strip() for turn in sample.turns)
+            if sample.entities is not None:
+                yield from sample.entities.labels
+
+
+def open_loader(
+    settings: config.Config,
+    stage: config.StageConfig,
+    tokenizer: tokenizer_lib.Tokenizer,
+    *,
+    start: int = 0,
+    with_images: bool = True,
+    labels: Sequence[Sequence[str]] | None = None,
+) -> pipeline.Loader:
+    """Open the training batches of a stage, from global step `start` on."""
+    sources = [
+        pipeline.open_source(s, seed=settings.train.seed, budget=settings.data.fault_budget)
+        for s in stage.sources
+    ]
+    return _loader(settings, stage, tokenizer, sources, start, with_images, labels)
+
+
+def open_validation(
+    settings: config.Config,
+    stage: config.StageConfig,
+    tokenizer: tokenizer_lib.Tokenizer,
+    *,
+    labels: Sequence[Sequence[str]] | None = None,
+) -> pipeline.Loader | None:
+    """Open the validation split of a stage's sources without dropout; None if none has one."""
+    sources = []
+    for source in stage.sources:
+        try:
+            other = dataclasses.replace(source, split="val")
+            sources.append(pipeline.open_source(other, seed=settings.train.seed))
+        except errors.SgqlmError:
+            continue
+    sources = [source for source in sources if len(source)]
+    if not sources:
+        return None
+    return _loader(without_dropout(settings), stage, tokenizer, sources, 0, True, labels)
+
+
+def without_dropout(settings: config.Config) -> config.Config:
+    """Return the settings with whole graphs and images."""
+    data = dataclasses.replace(
+        settings.data, graph_dropout=0.0, image_dropout=0.0, node_dropout=0.0
+    )
+    return dataclasses.replace(settings, data=data)
+
+
+def digest(
+    stage: config.StageConfig, loader: pipeline.Loader, tokenizer: tokenizer_lib.Tokenizer
+) -> str:
+    """Return a digest of what decides the order and content of a stage's batches."""
+    about = {
+        "stage": config.to_dict(stage)["sources"],
+        "records": loader.num_records,
+        "images": loader.num_image_rows,
+        "tokenizer": tokenizer.digest,
+    }
+    for source in about["stage"]:
+        source.pop("path")  # a data set may move
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def image_digest(stage: config.StageConfig, loader: pipeline.Loader, *, split: str = "") -> str:
+    """Return a digest of the images and entities of a stage, whatever is said about them.
+
+    Args:
+        stage: the stage.
+        loader: opened on it.
+        split: instead of the sources' own.
+    """
+    sets = {(s.name, s.path, split or s.split, s.entities): None for s in stage.sources}
+    about = repr((list(sets), loader.num_image_rows))
+    return hashlib.sha256(about.encode()).hexdigest()
+
+
+def _loader(settings, stage, tokenizer, sources, start, with_images, labels) -> pipeline.Loader:
+    given = [source.weight for source in stage.sources]
+    weights = given if len(sources) == len(given) and set(given) != {1.0} else None
+    return pipeline.Loader(
+        sources,
+        model=_seen_by(stage, settings.model),
+        text=settings.text,
+        tokenizer=tokenizer,
+        data=settings.data,
+        batch_size=stage.batch_size,
+        seed=settings.train.seed,
+        weights=weights,
+        template=stage.template,
+        self_questioning=stage.self_questioning,
+        question_weight=stage.question_weight,
+        buckets=stage.buckets,
+        start=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        with_images=with_images,
+        labels=labels,
+        annotated_labels=stage.objective == "region_text",
+    )
+
+
+def _seen_by(stage: config.StageConfig, model: config.ModelConfig) -> config.ModelConfig:
+    """Return the sizes of a stage's batches: region-text batches carry predicates as targets."""
+    if stage.objective != "region_text":
+        return model
+    return dataclasses.replace(model, graph=dataclasses.replace(model.graph, edge_oracle=True))
+
+
+def _lacks_scenes(source: config.SourceConfig) -> bool:
+    return source.name == "scenes" and not source.path
