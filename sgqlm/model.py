@@ -231,10 +231,12 @@ class VisionLanguageModel:
             batch, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
         ):
             ids.append(token)
-            text = self.tokenizer.decode(ids).lstrip()
-            if not text.endswith("\ufffd") and text.rstrip() != shown:
-                yield text.rstrip()[len(shown) :]
-                shown = text.rstrip()
+            text = self.tokenizer.decode(ids).strip()
+            if len(text) > len(shown) and not text.endswith("\ufffd"):
+                yield text[len(shown) :]
+                shown = text
+        if rest := self.tokenizer.decode(ids).strip()[len(shown) :]:
+            yield rest
 
     def scene_graph(
         self,

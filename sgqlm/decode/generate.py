@@ -41,6 +41,8 @@ class Generator:
     weight in place. Programs are compiled per shape: embedding per (batch, length), the loop also
     per (new tokens, sampling mode).
 
+    Parameters that lie on a mesh make batches run on all its devices, each taking some rows.
+
     Args:
         config: the model's configuration.
         params: the model's parameters as they train (stacked layers, adapters apart).
@@ -48,6 +50,7 @@ class Generator:
     """
 
     def __init__(self, config: config_lib.ModelConfig, params: types.Params, *, eos_id: int):
+        self._rows = _row_sharding(params)
         params, self.config = lora.merge(params, config)
         self.params = {**params, "llm": llama.unstack(params["llm"])}
         self.eos_id = eos_id
@@ -121,6 +124,8 @@ class Generator:
             )
         rows = np.arange(len(batch.tokens)) if rows is None else np.asarray(rows)
         keys = sample.row_keys(seed, jnp.asarray(rows, jnp.int32))
+        if self._rows is not None and len(rows) % self._rows.mesh.size == 0:
+            batch = jax.device_put(batch, self._rows)
         inputs = _embed(self.params, batch, edge_permutation, config=self.config)
         return self.params["llm"], inputs, batch.lengths, keys
 
@@ -155,6 +160,15 @@ def bucket(length: int) -> int:
 def power_of_two(count: int) -> int:
     """Return the smallest power of two that is at least `count`, for batch sizes."""
     return 1 << max(count - 1, 0).bit_length()
+
+
+def _row_sharding(params: types.Params) -> jax.sharding.NamedSharding | None:
+    """Return how rows spread over the devices of the parameters; None on one device."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding) or sharding.mesh.size == 1:
+        return None
+    axes = jax.sharding.PartitionSpec(sharding.mesh.axis_names)
+    return jax.sharding.NamedSharding(sharding.mesh, axes)
 
 
 _STATIC = ("config", "eos_id", "max_new_tokens", "mode")

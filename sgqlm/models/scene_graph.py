@@ -24,6 +24,26 @@ class GraphTokens(NamedTuple):
     edge_attention: jax.Array  # float32[B, rounds, N (receiver), N (sender)]
 
 
+def align_prompt(params: types.Params) -> types.Params:
+    """Let fresh prompt attention start in the space of the labels.
+
+    Queries begin as the nodes themselves and keys as the projection of the labels, so that a word
+    of the question finds the nodes that carry it before anything is learned.
+
+    Args:
+        params: the fresh parameters of a `SceneGraph`.
+
+    Returns:
+        The same tree; unchanged without labels or without prompt attention.
+    """
+    if "label" not in params or "prompt" not in params:
+        return params
+    prompt = dict(params["prompt"])
+    prompt["q"] = {**prompt["q"], "kernel": jnp.eye(prompt["q"]["kernel"].shape[0])}
+    prompt["k"] = {**prompt["k"], "kernel": params["label"]["kernel"]}
+    return {**params, "prompt": prompt}
+
+
 def pool_nodes(features, coverage):
     """Average patch features under each mask (LLaVA-SG, section 3.2).
 
@@ -253,9 +273,10 @@ class SceneGraph(nn.Module):
         return GraphTokens(tokens, attention, edge_attention)
 
     def _labels(self, graph, text):
+        # divided by the root of the count, a label is about as long as one word's row
         known = graph.label_ids >= 0
         rows = text(jnp.maximum(graph.label_ids, 0)) * known[..., None]
-        return rows.sum(-2) / jnp.maximum(known.sum(-1, keepdims=True), 1)
+        return rows.sum(-2) * jax.lax.rsqrt(jnp.maximum(known.sum(-1, keepdims=True), 1.0))
 
     def _nodes(self, patches, graph, labels):
         cfg, dtype = self.config, patches.dtype

@@ -146,7 +146,10 @@ def place(rows, is_member, runs):
 def init_params(cfg: config.ModelConfig, key: jax.Array) -> types.Params:
     """Return freshly initialised float32 parameters as a plain nested dict."""
     variables = Vlm(cfg).init({"params": key}, _dummy_batch(cfg), method="everything")
-    return variables["params"]
+    params = variables["params"]
+    if cfg.graph.enabled:
+        params["graph"] = scene_graph.align_prompt(params["graph"])
+    return params
 
 
 def param_shapes(cfg: config.ModelConfig) -> types.Params:
