@@ -10,9 +10,9 @@ from sgqlm import config
 from sgqlm.models import functional
 
 NO_LORA = config.LoraConfig()
-# Last layer in front of the LLM: a fresh visual token is then about as long as a word's row, so
+# Last layer in front of the LLM: a fresh visual token is then shorter than a word's row, so
 # it neither drowns the words nor hides a label added to it.
-TOKEN_INIT = nn.initializers.variance_scaling(1.0 / 64.0, "fan_in", "normal")
+TOKEN_INIT = nn.initializers.variance_scaling(1.0 / 1024.0, "fan_in", "normal")
 
 
 def _lora_a_init(key, shape, dtype=jnp.float32):
