@@ -4,6 +4,9 @@
 a folder of photographs with their LLaVA json.
 """
 
+import dataclasses
+import pathlib
+
 import ml_collections
 
 from sgqlm import config as config_lib
@@ -12,23 +15,39 @@ from sgqlm.models import presets
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Return the configuration; `arg` is the folder of the data set."""
-    config = ml_collections.ConfigDict(config_lib.to_dict(config_lib.Config()))
-    config.model = ml_collections.ConfigDict(config_lib.to_dict(presets.get("tiny")))
-    config.model.vision_lora = config_lib.to_dict(config_lib.LoraConfig())
-    config.model.llm_lora = config_lib.to_dict(config_lib.LoraConfig())
-    config.model.graph.labels = "none"  # regions have no labels
-    config.text.tokenizer = "train"
-    config.text.system = ""  # the system text is seven times as long as a short conversation
-    config.data.buckets = [128, 256, 512]
+    tiny = presets.get("tiny")
+    model = dataclasses.replace(
+        tiny,
+        graph=dataclasses.replace(tiny.graph, labels="none"),  # regions have no labels
+        vision_lora=config_lib.LoraConfig(),
+        llm_lora=config_lib.LoraConfig(),
+        region_words=0,
+    )
+    # The parts in front of the language model learn slowly: at its own rate their tokens grow
+    # until they are long and all alike, and the model answers without looking.
+    modules = 3e-4
     stage = config_lib.StageConfig(
         name="end_to_end",
         sources=(config_lib.SourceConfig(name="own_photos", path=arg),),
-        steps=600,
-        batch_size=14,
+        epochs=150.0,
+        min_steps=150,
+        batch_size=16,
         learning_rates={
-            "vision": 1e-3, "prototypes": 1e-3, "projector": 1e-3, "graph": 1e-3, "llm": 1e-3
+            "vision": modules,
+            "prototypes": modules,
+            "projector": modules,
+            "graph": modules,
+            "llm": 2e-3,
         },
-    )  # fmt: skip
-    config.train.stages = [ml_collections.ConfigDict(config_lib.to_dict(stage))]
-    config.train.workdir = "runs/own_data"
-    return config
+        warmup=0.05,
+        b2=0.98,
+    )
+    workdir = pathlib.Path("runs/own_data", pathlib.Path(arg).name)
+    config = config_lib.Config(
+        model=model,
+        # the system text is several times as long as a short conversation
+        text=config_lib.TextConfig(tokenizer="train", system=""),
+        data=config_lib.DataConfig(buckets=(64, 128, 256, 512), cache_images=True),
+        train=config_lib.TrainConfig(workdir=str(workdir), stages=(stage,)),
+    )
+    return ml_collections.ConfigDict(config_lib.to_dict(config))

@@ -192,6 +192,7 @@ class StageConfig:
     sources: tuple[SourceConfig, ...] = (SourceConfig(),)
     steps: int = 0  # 0: `epochs` decides
     epochs: float = 1.0
+    min_steps: int = 0  # `epochs` gives at least as many, for data sets of a few records
     batch_size: int = 128  # samples of one optimizer step, over all devices
     accumulation: int = 1
     # part -> learning rate; a part that is absent is frozen. Parts: vision, vision_lora,
@@ -239,7 +240,7 @@ class EvalConfig:
 
     batch_size: int = 64
     max_new_tokens: int = 16
-    num_scenes: int = 500
+    num_scenes: int = 500  # test scenes, or conversations of a data set, at most
     num_asked: int = 100
     ask_temperature: float = 0.7
     seed: int = 0
@@ -304,7 +305,7 @@ def from_config_dict(tree: Mapping[str, Any], kind: type = Config, where: str = 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return the nested plain dict (json types) that `from_config_dict` turns back."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, Mapping):
@@ -317,7 +318,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def convert(value: Any, hint: Any, where: str) -> Any:
     """Return `value` as the annotation `hint` asks, or raise `SgqlmError` naming `where`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value
         if not hasattr(value, "keys"):
@@ -344,10 +345,10 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     return _scalar(value, hint, where)
 
 
-def _scalar(value: Any, hint: type, where: str) -> Any:
+def _scalar(value: Any, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
+    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
         raise _mismatch(value, hint.__name__, where)
     return value
 

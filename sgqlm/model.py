@@ -263,7 +263,7 @@ class VisionLanguageModel:
             raise errors.SgqlmError("this model has no scene graph (graph.enabled is off)")
         (row,) = self._tagged([inputs.Row((), image, entities)])
         nodes = inputs.make_nodes(row, model, self._tokenizer)
-        if nodes is None or not (count := len(nodes.boxes)):
+        if row.entities is None or nodes is None or not (count := len(nodes.boxes)):
             empty = graphs.Entities.empty((image.height, image.width))
             return SceneGraph(empty, np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
         graph = graphs.stack([nodes], [[self._heard(prompt)]], model, num_runs=1)
@@ -383,11 +383,12 @@ class VisionLanguageModel:
         if not (model.graph.enabled and model.graph.labels == "predicted" and model.region_words):
             return list(rows)
         bare = {
-            (id(row.image), id(row.entities)): row
+            (id(row.image), id(row.entities)): (row.image, row.entities)
             for row in rows
             if row.image is not None and row.entities is not None and not any(row.entities.labels)
         }
-        found = self.tag([r.image for r in bare.values()], [r.entities for r in bare.values()])
+        pairs = bare.values()
+        found = self.tag([image for image, _ in pairs], [entities for _, entities in pairs])
         labelled = dict(zip(bare, found, strict=True))
         return [
             dataclasses.replace(
@@ -412,7 +413,8 @@ class VisionLanguageModel:
 def load(path: str | os.PathLike, base: str | os.PathLike | None = None) -> VisionLanguageModel:
     """Open a trained model; see `sgqlm.load`."""
     folder = pathlib.Path(path)
-    if (folder / "meta.json").exists() or not (folder / "config.json").exists():
+    # a run leaves a config.json of its own beside its checkpoints
+    if checkpoint.find(folder) or not (folder / "config.json").exists():
         return VisionLanguageModel(*checkpoint.load_model(folder, base=base))
     found = hf.load_llava(folder)
     processor = _json(folder, "processor_config.json") or _json(folder, "preprocessor_config.json")

@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # Annotations, shapes included, are checked at every call in the tests. `text` and `data` are left
 # out: they take what users give and refuse it themselves, and tests give them wrong types.
-_UNCHECKED = {"text", "data", "models", "decode"}
+_UNCHECKED = {"text", "data"}
 _NAMES = {path.stem for path in (ROOT / "sgqlm").iterdir() if path.stem[0] not in "._"}
 _HOOK = jaxtyping.install_import_hook(
     [f"sgqlm.{name}" for name in sorted(_NAMES - _UNCHECKED)], "beartype.beartype"

@@ -151,7 +151,7 @@ def _assign(node: Any, hint: Any, keys: list[str], text: str, where: str) -> Any
     if not keys:
         return _parse(text, hint, where)
     key, rest, below = keys[0], keys[1:], f"{where}.{keys[0]}"
-    if dataclasses.is_dataclass(node):
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
         hints = typing.get_type_hints(type(node))
         _check_known(key, list(hints), where)
         value = _assign(getattr(node, key), hints[key], rest, text, below)

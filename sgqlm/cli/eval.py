@@ -1,4 +1,7 @@
-"""`sgqlm eval`: measure a trained model on drawn test scenes, beside its controls."""
+"""`sgqlm eval`: measure a trained model on drawn test scenes, beside its controls.
+
+With --data: how many answers of a data set it gives by heart, and how many with images swapped.
+"""
 
 import argparse
 import pathlib
@@ -7,7 +10,10 @@ import sys
 from sgqlm import config, errors
 from sgqlm import model as model_lib
 from sgqlm.cli import common
-from sgqlm.evals import prior, report, runner, scenes
+from sgqlm.data import sources
+from sgqlm.evals import memorised, prior, report, runner, scenes
+
+_FLAGS = ("--checkpoint", "--base", "--data", "--split", "--out")
 
 
 def run(argv: list[str]) -> int:
@@ -19,15 +25,22 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--checkpoint", help="checkpoint or work directory; else that of --config")
     parser.add_argument("--base", help="where the base weights lie, if they were moved")
+    parser.add_argument("--data", type=pathlib.Path, help="built data set, folder or LLaVA json")
+    parser.add_argument("--split", default="train", help="of --data")
     parser.add_argument("--out", type=pathlib.Path, help="also write the figures to this json file")
     args, rest = parser.parse_known_args(argv)
     settings, rest = common.load_config(rest) if _has_file(rest) else (None, rest)
-    if settings is None and args.checkpoint is None:
+    folder = args.checkpoint or (settings.train.workdir if settings else None)
+    if folder is None:
         raise errors.SgqlmError("there is no model to measure", fix="give --checkpoint or --config")
-    model = model_lib.load(args.checkpoint or settings.train.workdir, base=args.base)
+    model = model_lib.load(folder, base=args.base)
     settings = settings or _overridden(model.config, rest)
-    result = evaluate(model, settings)
-    print("\n".join(report.lines(result)))
+    if args.data:
+        result = evaluate_data(model, settings, args.data, args.split)
+        print("\n".join(memorised.lines(result)))
+    else:
+        result = evaluate(model, settings)
+        print("\n".join(report.lines(result)))
     if args.out:
         print(report.write(args.out, result))
     return errors.OK
@@ -44,8 +57,27 @@ def evaluate(model: model_lib.VisionLanguageModel, settings: config.Config) -> d
         cases,
         answer_prior=known,
         settings=settings.eval,
-        progress=lambda name: print(f"{name} ...", file=sys.stderr, flush=True),
+        progress=_tell,
     )
+
+
+def evaluate_data(
+    model: model_lib.VisionLanguageModel, settings: config.Config, path: pathlib.Path, split: str
+) -> dict:
+    """Measure what a model has by heart of a data set; see `memorised.evaluate`."""
+    named = config.SourceConfig(name=path.stem, path=str(path), split=split)
+    return memorised.evaluate(
+        model,
+        sources.open_source(named),
+        limit=settings.eval.num_scenes,
+        batch_size=settings.eval.batch_size,
+        seed=settings.eval.seed,
+        progress=_tell,
+    )
+
+
+def _tell(name: str) -> None:
+    print(f"{name} ...", file=sys.stderr, flush=True)
 
 
 def _has_file(words: list[str]) -> bool:
@@ -57,6 +89,6 @@ def _overridden(settings: config.Config, words: list[str]) -> config.Config:
     for word in words:
         path, has_value, value = word.removeprefix("--config.").partition("=")
         if not word.startswith("--config.") or not has_value:
-            common.refuse_rest([word], ("--checkpoint", "--base", "--out"))
+            common.refuse_rest([word], _FLAGS)
         settings = common.override(settings, path, value)
     return settings

@@ -34,6 +34,22 @@ class State(NamedTuple):
     keys: jax.Array
 
 
+class Plan(NamedTuple):
+    """What a decode program is compiled for, beside its shapes.
+
+    Attributes:
+        config: the model.
+        eos_id: the token that ends a row.
+        max_new_tokens: tokens a row may write at most.
+        mode: of `sample.Sampling`.
+    """
+
+    config: config_lib.ModelConfig
+    eos_id: int
+    max_new_tokens: int
+    mode: str
+
+
 class Generator:
     """Generates token ids with one model.
 
@@ -79,11 +95,9 @@ class Generator:
         Returns:
             Per row the generated ids, without EOS.
         """
-        written = _run(
-            *self._start_from(batch, max_new_tokens, seed, rows, edge_permutation),
-            sampling,
-            **self._static(max_new_tokens, sampling),
-        )
+        plan = self._plan(max_new_tokens, sampling)
+        begin = self._start_from(batch, max_new_tokens, seed, rows, edge_permutation)
+        written = _run(*begin, sampling, plan)
         return [self._until_end(row) for row in np.asarray(written)]
 
     def stream(
@@ -105,14 +119,14 @@ class Generator:
         Yields:
             Token ids, the same as `generate` returns.
         """
-        static = self._static(max_new_tokens, sampling)
+        plan = self._plan(max_new_tokens, sampling)
         begin = self._start_from(batch, max_new_tokens, seed, None, None)
-        state = _start(*begin, sampling, **static)
+        state = _start(*begin, sampling, plan)
         for _ in range(max_new_tokens):
             if (token := int(state.token[0])) == self.eos_id:
                 return
             yield token
-            state = _step(self.params["llm"], state, sampling, **static)
+            state = _step(self.params["llm"], state, sampling, plan)
 
     def _start_from(self, batch, max_new_tokens, seed, rows, edge_permutation):
         most = self.config.llm.max_positions
@@ -129,13 +143,8 @@ class Generator:
         inputs = _embed(self.params, batch, edge_permutation, config=self.config)
         return self.params["llm"], inputs, batch.lengths, keys
 
-    def _static(self, max_new_tokens, sampling):
-        return {
-            "config": self.config,
-            "eos_id": self.eos_id,
-            "max_new_tokens": max_new_tokens,
-            "mode": sampling.mode,
-        }
+    def _plan(self, max_new_tokens, sampling):
+        return Plan(self.config, self.eos_id, max_new_tokens, sampling.mode)
 
     def _until_end(self, row):
         end = np.flatnonzero(row == self.eos_id)
@@ -171,51 +180,46 @@ def _row_sharding(params: types.Params) -> jax.sharding.NamedSharding | None:
     return jax.sharding.NamedSharding(sharding.mesh, axes)
 
 
-_STATIC = ("config", "eos_id", "max_new_tokens", "mode")
-
-
 @functools.partial(jax.jit, static_argnames="config")
 def _embed(params, batch, edge_permutation, *, config):
     return vlm.embed(params, config, batch, edge_permutation=edge_permutation)[0]
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _start(llm, inputs, lengths, keys, sampling, **static):
-    return _prefill(llm, inputs, lengths, keys, sampling, **static)
+@functools.partial(jax.jit, static_argnames="plan")
+def _start(llm, inputs, lengths, keys, sampling, plan):
+    return _prefill(llm, inputs, lengths, keys, sampling, plan)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnums=1)
-def _step(llm, state, sampling, **static):
-    return _advance(llm, state, sampling, **static)
+@functools.partial(jax.jit, static_argnames="plan", donate_argnums=1)
+def _step(llm, state, sampling, plan):
+    return _advance(llm, state, sampling, plan)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _run(llm, inputs, lengths, keys, sampling, **static):
-    state = _prefill(llm, inputs, lengths, keys, sampling, **static)
+@functools.partial(jax.jit, static_argnames="plan")
+def _run(llm, inputs, lengths, keys, sampling, plan):
+    state = _prefill(llm, inputs, lengths, keys, sampling, plan)
     state = jax.lax.while_loop(
-        lambda s: (s.step < static["max_new_tokens"]) & ~jnp.all(s.done),
-        lambda s: _advance(llm, s, sampling, **static),
+        lambda s: (s.step < plan.max_new_tokens) & ~jnp.all(s.done),
+        lambda s: _advance(llm, s, sampling, plan),
         state,
     )
     return state.written
 
 
-def _prefill(llm, inputs, lengths, keys, sampling, **static):
-    config, eos_id, room = static["config"], static["eos_id"], static["max_new_tokens"]
+def _prefill(llm, inputs, lengths, keys, sampling, plan: Plan):
+    config, eos_id, room, mode = plan
     hidden, cache = llama.prefill(llm, config, inputs, lengths, inputs.shape[1] + room)
     logits = llama.head(llm, config.llm, hidden)
     step = jnp.int32(0)
-    token = sample.choose(logits, keys, step=step, sampling=sampling, mode=static["mode"])
+    token = sample.choose(logits, keys, step=step, sampling=sampling, mode=mode)
     written = jnp.full((len(token), room), eos_id, jnp.int32).at[:, 0].set(token)
     return State(step + 1, token, token == eos_id, written, cache, keys)
 
 
-def _advance(llm, state, sampling, **static):
-    logits, cache = llama.decode_step(llm, static["config"], state.token, state.cache)
-    token = sample.choose(
-        logits, state.keys, step=state.step, sampling=sampling, mode=static["mode"]
-    )
-    token = jnp.where(state.done, static["eos_id"], token)
+def _advance(llm, state, sampling, plan: Plan):
+    logits, cache = llama.decode_step(llm, plan.config, state.token, state.cache)
+    token = sample.choose(logits, state.keys, step=state.step, sampling=sampling, mode=plan.mode)
+    token = jnp.where(state.done, plan.eos_id, token)
     written = state.written.at[:, state.step].set(token)
-    done = state.done | (token == static["eos_id"])
+    done = state.done | (token == plan.eos_id)
     return State(state.step + 1, token, done, written, cache, state.keys)

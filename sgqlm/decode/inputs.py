@@ -1,6 +1,7 @@
 """Prompts as batches: text, image and entities of each row, padded to one shape."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -132,12 +133,7 @@ def make_nodes(row: Row, config: config_lib.ModelConfig, tokenizer: Any) -> grap
     """Return the graph nodes of a row; None without a graph, an image or entities."""
     if not config.graph.enabled or row.image is None or row.entities is None:
         return None
-    encode = None
-    if tokenizer is not None:
-
-        def encode(text):
-            return tokenizer.encode(text, bos=False)
-
+    encode = None if tokenizer is None else functools.partial(tokenizer.encode, bos=False)
     return graphs.make_nodes(row.entities, config, encode=encode)
 
 

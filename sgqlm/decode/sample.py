@@ -41,7 +41,7 @@ def row_keys(seed: int, rows: jax.Array) -> jax.Array:
 
 
 def choose(
-    logits: jax.Array, keys: jax.Array, *, step: jax.Array, sampling: Sampling, mode: str
+    logits: jax.Array, keys: jax.Array, *, step: int | jax.Array, sampling: Sampling, mode: str
 ) -> jax.Array:
     """Draw one token a row.
 

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from sgqlm import config as config_lib
 from sgqlm import model as model_lib
 from sgqlm.decode import ask, inputs, sample
@@ -59,7 +61,11 @@ def evaluate_scenes(
     for name, changed in arms.items():
         tell(name)
         answers = model.respond(
-            changed, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
+            changed,
+            max_new_tokens=settings.max_new_tokens,
+            sampling=sample.Sampling(),
+            seed=0,
+            batch_size=settings.batch_size,
         )
         result[name] = prior.score(truth, answers)
     tell("asked")
@@ -185,8 +191,8 @@ def _example(model, case, question, answer, pairs) -> quickstart_report.Example:
     return quickstart_report.Example(
         image=case.image,
         entities=graph.entities if graph else case.entities.take([]),
-        node_attention=graph.node_attention if graph else (),
-        edges=graph.edges if graph else (),
+        node_attention=graph.node_attention if graph else np.zeros(0, np.float32),
+        edges=graph.edges if graph else np.zeros((0, 0), np.float32),
         nearest=model.prototype_map(case.image),
         square=model.square(case.image),
         question=question.text,

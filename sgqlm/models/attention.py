@@ -1,18 +1,19 @@
 """Attention over full sequences and over a cache; softmax in float32."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from sgqlm import types
 from sgqlm.models import functional
 
 
 def attend(
-    q: Float[Array, "B T N F"],
-    k: Float[Array, "B S M F"],
-    v: Float[Array, "B S M F"],
+    q: Float[types.Array, "B T N F"],
+    k: Float[types.Array, "B S M F"],
+    v: Float[types.Array, "B S M F"],
     *,
     is_causal: bool,
-) -> Float[Array, "B T N F"]:
+) -> Float[types.Array, "B T N F"]:
     """Attend with N query heads over M key heads, N a multiple of M (grouped queries).
 
     Sequences are padded on the right, so under a causal mask no valid query ever sees padding
@@ -40,11 +41,11 @@ def attend(
 
 
 def attend_cache(
-    q: Float[Array, "B N F"],
-    k: Float[Array, "B M S F"],
-    v: Float[Array, "B M S F"],
-    last: Int[Array, "B"],
-) -> Float[Array, "B N F"]:
+    q: Float[types.Array, "B N F"],
+    k: Float[types.Array, "B M S F"],
+    v: Float[types.Array, "B M S F"],
+    last: Int[types.Array, " B"],
+) -> Float[types.Array, "B N F"]:
     """Attend one query a row over the cache slots 0..last[b] (head-major cache)."""
     batch, heads, width = q.shape
     groups = k.shape[1]

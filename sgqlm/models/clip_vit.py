@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sgqlm import config
+from sgqlm import config as config_lib
 from sgqlm.models import attention, functional, layers
 from sgqlm.parallel import rules
 
@@ -21,7 +21,7 @@ class Attention(nn.Module):
     """Bidirectional multi-head attention with biases."""
 
     num_heads: int
-    lora: config.LoraConfig
+    lora: config_lib.LoraConfig
 
     @nn.compact
     def __call__(self, x):
@@ -38,8 +38,8 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two dense layers with CLIP's activation between them."""
 
-    config: config.VisionConfig
-    lora: config.LoraConfig
+    config: config_lib.VisionConfig
+    lora: config_lib.LoraConfig
 
     @nn.compact
     def __call__(self, x):
@@ -52,26 +52,26 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer layer."""
 
-    config: config.VisionConfig
-    lora: config.LoraConfig
+    config: config_lib.VisionConfig
+    lora: config_lib.LoraConfig
 
     @nn.compact
     def __call__(self, x):
         """Map float[B, T, D] to (float[B, T, D], None), as a scan body."""
-        norm = {"eps": self.config.layer_norm_eps}
+        eps = self.config.layer_norm_eps
         heads = self.config.num_heads
         x = rules.shard(x, "batch", None, "embed")
-        y = layers.LayerNorm(**norm, name="norm1")(x)
+        y = layers.LayerNorm(eps, name="norm1")(x)
         x = x + Attention(heads, self.lora, name="attn")(y)
-        y = layers.LayerNorm(**norm, name="norm2")(x)
+        y = layers.LayerNorm(eps, name="norm2")(x)
         return x + Mlp(self.config, self.lora, name="mlp")(y), None
 
 
 class ClipViT(nn.Module):
     """The tower without the layers behind `feature_layer` and without the class token."""
 
-    config: config.VisionConfig
-    lora: config.LoraConfig
+    config: config_lib.VisionConfig
+    lora: config_lib.LoraConfig
     remat: str = "none"
 
     @nn.compact
@@ -90,9 +90,7 @@ class ClipViT(nn.Module):
         table = nn.initializers.normal(cfg.width**-0.5)
         pos = _Embedding((1 + cfg.num_patches, cfg.width), table, name="pos")()
         x = layers.LayerNorm(cfg.layer_norm_eps, name="pre_norm")(x + pos.astype(x.dtype))
-        blocks = layers.stack(
-            Block, length=cfg.num_used_layers, remat=self.remat, num_broadcast=0
-        )
+        blocks = layers.stack(Block, length=cfg.num_used_layers, remat=self.remat, num_broadcast=0)
         x, _ = blocks(cfg, self.lora, name="blocks")(x)
         return x[:, 1:]
 

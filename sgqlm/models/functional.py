@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
+
+from sgqlm import types
 
 MASKED = -1e9  # finite, so that a fully masked row has finite gradients
 
 
-def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def quick_gelu(x: Float[types.Array, "..."]) -> Float[types.Array, "..."]:
     """Return x * sigmoid(1.702 x), the activation of CLIP and of the released connector."""
     return x * jax.nn.sigmoid(1.702 * x)
 
@@ -48,15 +50,15 @@ def masked_softmax(logits, mask, *, axis: int = -1):
 
 
 def rope_angles(
-    positions: Int[Array, "*S"], *, head_dim: int, theta: float
-) -> tuple[Float[Array, "*S half"], Float[Array, "*S half"]]:
+    positions: Int[types.Array, "*S"], *, head_dim: int, theta: float
+) -> tuple[Float[types.Array, "*S half"], Float[types.Array, "*S half"]]:
     """Return cosine and sine of the rotary angles (LLaMA: first half with second half)."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: Float[Array, "B T N F"], cos, sin) -> Float[Array, "B T N F"]:
+def rotate(x: Float[types.Array, "B T N F"], cos, sin) -> Float[types.Array, "B T N F"]:
     """Apply rotary position embedding; `cos` and `sin` are float[B or 1, T, F / 2]."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
@@ -64,7 +66,7 @@ def rotate(x: Float[Array, "B T N F"], cos, sin) -> Float[Array, "B T N F"]:
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def merge_patches(x: Float[Array, "B P D"], merge: int) -> Float[Array, "B I M"]:
+def merge_patches(x: Float[types.Array, "B P D"], merge: int) -> Float[types.Array, "B I M"]:
     """Join every merge x merge block of the square patch grid into one row (pixel unshuffle).
 
     Example: a 4 x 4 grid with merge 2 gives 4 rows; row 0 holds patches 0, 1, 4, 5 in that order.
@@ -78,8 +80,8 @@ def merge_patches(x: Float[Array, "B P D"], merge: int) -> Float[Array, "B I M"]
 
 
 def run_positions(
-    is_member: Bool[Array, "B T"],
-) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    is_member: Bool[types.Array, "B T"],
+) -> tuple[Int[types.Array, "B T"], Int[types.Array, "B T"]]:
     """Number the runs of neighbouring members, and the members inside each run.
 
     Example: [0 1 1 0 1] gives runs [-1 0 0 0 1] and positions [. 0 1 . 0]; values outside

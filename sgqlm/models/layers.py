@@ -1,6 +1,7 @@
 """Linen modules that declare a layer's parameters and call the pure function."""
 
 import math
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -100,7 +101,7 @@ def stack(block: type, *, length: int, remat: str, num_broadcast: int):
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * num_broadcast,
+        in_axes=cast(Any, (nn.broadcast,) * num_broadcast),  # flax declares an int
         length=length,
         unroll=length if length <= 4 else 1,
     )

@@ -1,13 +1,14 @@
 """LLaMA decoder: training on full sequences, prefill and single steps over a cache."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
-from sgqlm import config
+from sgqlm import config as config_lib
+from sgqlm import types
 from sgqlm.models import attention, functional, layers
 from sgqlm.parallel import rules
 
@@ -15,16 +16,16 @@ from sgqlm.parallel import rules
 class Cache(NamedTuple):
     """Keys and values of every layer; slots at and behind `lengths` hold nothing yet."""
 
-    k: tuple[Array, ...]  # one [B, KV, S, F] a layer
-    v: tuple[Array, ...]
-    lengths: Array  # int32[B]
+    k: tuple[types.Array, ...]  # one [B, KV, S, F] a layer
+    v: tuple[types.Array, ...]
+    lengths: types.Array  # int32[B]
 
 
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and grouped key heads."""
 
-    config: config.LlmConfig
-    lora: config.LoraConfig
+    config: config_lib.LlmConfig
+    lora: config_lib.LoraConfig
 
     def setup(self):
         """Declare the four projections."""
@@ -62,8 +63,8 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """SwiGLU feed-forward layer."""
 
-    config: config.LlmConfig
-    lora: config.LoraConfig
+    config: config_lib.LlmConfig
+    lora: config_lib.LoraConfig
 
     @nn.compact
     def __call__(self, x):
@@ -79,8 +80,8 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One decoder layer."""
 
-    config: config.LlmConfig
-    lora: config.LoraConfig
+    config: config_lib.LlmConfig
+    lora: config_lib.LoraConfig
 
     def setup(self):
         """Declare norms, attention and feed-forward layer."""
@@ -110,17 +111,15 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """Embedding table, layers, final norm and output head."""
 
-    config: config.LlmConfig
-    lora: config.LoraConfig
+    config: config_lib.LlmConfig
+    lora: config_lib.LoraConfig
     remat: str = "none"
 
     def setup(self):
         """Declare the parameters; the layers are stacked on a leading axis."""
         cfg = self.config
         self.embed = _Table(cfg.vocab_size, cfg.width)
-        stacked = layers.stack(
-            Block, length=cfg.num_layers, remat=self.remat, num_broadcast=2
-        )
+        stacked = layers.stack(Block, length=cfg.num_layers, remat=self.remat, num_broadcast=2)
         self.blocks = stacked(cfg, self.lora)
         self.norm = layers.RmsNorm(cfg.rms_norm_eps)
         if not cfg.tie_embeddings:
@@ -154,6 +153,32 @@ class _Table(nn.Module):
         return self.param("embedding", init, (self.rows, self.width))
 
 
+def mimetic(params, cfg: config_lib.LlmConfig):
+    """Let fresh attention start by finding like tokens and copying them.
+
+    Queries begin equal to keys and outputs as the transpose of values, after the mimetic
+    initialisation of Trockman and Kolter (2023); a small model learns look-ups much sooner.
+
+    Args:
+        params: fresh `llm` parameters, stacked.
+        cfg: the decoder.
+
+    Returns:
+        The same tree with other `q` and `o` kernels.
+    """
+    attn = dict(params["blocks"]["attn"])
+    repeats = cfg.num_heads // cfg.num_kv_heads
+
+    def spread(kernel):
+        shape = (cfg.num_layers, cfg.width, cfg.num_kv_heads, cfg.head_dim)
+        kernel = jnp.repeat(kernel.reshape(shape), repeats, axis=2)
+        return kernel.reshape(cfg.num_layers, cfg.width, -1)
+
+    attn["q"] = {**attn["q"], "kernel": spread(attn["k"]["kernel"])}
+    attn["o"] = {**attn["o"], "kernel": spread(attn["v"]["kernel"]).transpose(0, 2, 1)}
+    return {**params, "blocks": {**params["blocks"], "attn": attn}}
+
+
 def unstack(params):
     """Return the `llm` parameters with `blocks` as a tuple of single layers, for decoding."""
     count = params["blocks"]["attn_norm"]["scale"].shape[0]
@@ -162,8 +187,12 @@ def unstack(params):
 
 
 def prefill(
-    params, cfg: config.ModelConfig, inputs: Float[Array, "B T H"], lengths, cache_length: int
-) -> tuple[Float[Array, "B H"], Cache]:
+    params,
+    cfg: config_lib.ModelConfig,
+    inputs: Float[types.Array, "B T H"],
+    lengths,
+    cache_length: int,
+) -> tuple[Float[types.Array, "B H"], Cache]:
     """Run the prompt and fill a cache.
 
     Args:
@@ -181,7 +210,7 @@ def prefill(
     x, keys, values = inputs, [], []
     room = ((0, 0), (0, 0), (0, cache_length - inputs.shape[1]), (0, 0))
     for layer in params["blocks"]:
-        x, (k, v) = block.apply({"params": layer}, x, cos, sin, method="full")
+        x, (k, v) = _apply(block, layer, x, cos, sin, method="full")
         keys.append(jnp.pad(k.transpose(0, 2, 1, 3), room))
         values.append(jnp.pad(v.transpose(0, 2, 1, 3), room))
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
@@ -190,8 +219,8 @@ def prefill(
 
 
 def decode_step(
-    params, cfg: config.ModelConfig, tokens: Int[Array, "B"], cache: Cache
-) -> tuple[Float[Array, "B V"], Cache]:
+    params, cfg: config_lib.ModelConfig, tokens: Int[types.Array, " B"], cache: Cache
+) -> tuple[Float[types.Array, "B V"], Cache]:
     """Append one token a row and return the logits of the next.
 
     The same function serves the generation loop, streaming and the server.
@@ -201,15 +230,16 @@ def decode_step(
     x = params["embed"]["embedding"][tokens][:, None].astype(cache.k[0].dtype)
     keys, values = [], []
     for layer, kv in zip(params["blocks"], zip(cache.k, cache.v, strict=True), strict=True):
-        args = (x, cos, sin, kv, cache.lengths)
-        x, (k, v) = block.apply({"params": layer}, *args, method="step")
+        x, (k, v) = _apply(block, layer, x, cos, sin, kv, cache.lengths, method="step")
         keys.append(k)
         values.append(v)
     hidden = functional.rms_norm(x[:, 0], params["norm"]["scale"], eps=cfg.llm.rms_norm_eps)
     return head(params, cfg.llm, hidden), Cache(tuple(keys), tuple(values), cache.lengths + 1)
 
 
-def head(params, cfg: config.LlmConfig, hidden: Float[Array, "... H"]) -> Float[Array, "... V"]:
+def head(
+    params, cfg: config_lib.LlmConfig, hidden: Float[types.Array, "... H"]
+) -> Float[types.Array, "... V"]:
     """Map normalised hidden states to float32 logits with the `llm` parameters."""
     if cfg.tie_embeddings:
         kernel = params["embed"]["embedding"].T
@@ -218,5 +248,9 @@ def head(params, cfg: config.LlmConfig, hidden: Float[Array, "... H"]) -> Float[
     return (hidden @ kernel.astype(hidden.dtype)).astype(jnp.float32)
 
 
-def _angles(positions, cfg: config.LlmConfig):
+def _apply(block, layer, *args, method) -> Any:
+    return block.apply({"params": layer}, *args, method=method)
+
+
+def _angles(positions, cfg: config_lib.LlmConfig):
     return functional.rope_angles(positions, head_dim=cfg.head_dim, theta=cfg.rope_theta)

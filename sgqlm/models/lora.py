@@ -39,9 +39,7 @@ def map_with_path(function: Callable, params: types.Params) -> types.Params:
     return jax.tree_util.tree_map_with_path(call, params)
 
 
-def merge(
-    params: types.Params, cfg: config.ModelConfig
-) -> tuple[types.Params, config.ModelConfig]:
+def merge(params: types.Params, cfg: config.ModelConfig) -> tuple[types.Params, config.ModelConfig]:
     """Fold every adapter into its kernel: W + scale * A B, computed in float32.
 
     Args:

@@ -4,17 +4,16 @@ import dataclasses
 
 from sgqlm import config, errors
 
-_TINY_VISION = config.VisionConfig(
-    image_size=112, width=96, num_layers=4, num_heads=4, mlp_dim=384
-)
+_TINY_VISION = config.VisionConfig(image_size=112, width=96, num_layers=4, num_heads=4, mlp_dim=384)
 _TINY_LLM = config.LlmConfig(
     vocab_size=512,
     width=128,
     num_layers=2,
     num_heads=4,
-    num_kv_heads=2,
+    num_kv_heads=4,
     head_dim=32,
     mlp_dim=352,
+    rope_theta=1e6,  # short heads: most of their pairs must match content at any distance
     max_positions=512,
     tie_embeddings=True,
 )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sgqlm import config
+from sgqlm import config, types
 from sgqlm.models import functional, layers
 
 
@@ -33,11 +33,17 @@ def em(q, k, v, centers, *, iterations: int):
         The centres float32[B, K, D] and the last logits float32[B, K, P].
     """
     scale = k.shape[-1] ** -0.5
-    logits = None
-    for _ in range(iterations):
-        logits = jnp.einsum("bkd,bpd->bkp", q(centers), k) * scale
-        centers = jnp.einsum("bkp,bpd->bkd", jax.nn.softmax(logits, axis=-1), v)
-    return centers, logits
+
+    def score(centers):
+        return jnp.einsum("bkd,bpd->bkp", q(centers), k) * scale
+
+    def update(logits):
+        return jnp.einsum("bkp,bpd->bkd", jax.nn.softmax(logits, axis=-1), v)
+
+    logits = score(centers)
+    for _ in range(iterations - 1):
+        logits = score(update(logits))
+    return update(logits), logits
 
 
 def cosine(a, b):
@@ -191,7 +197,7 @@ class ReleasedExtractor(nn.Module):
     def __call__(self, x):
         """Map float[B, P, D] to `Prototypes`; the centres are those of the hard clusters."""
         width = x.shape[-1]
-        params = {
+        params: types.Params = {
             "sim_alpha": self.param("sim_alpha", nn.initializers.ones, (1, 1, 1)),
             "sim_beta": self.param("sim_beta", nn.initializers.zeros, (1, 1, 1)),
         }

@@ -7,6 +7,7 @@ classes. The pair head only teaches the tower to see relations; nothing it says 
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from sgqlm.models import layers
 
@@ -33,16 +34,19 @@ class RegionClassifier(nn.Module):
         logits = self.fc2(jax.nn.gelu(self.fc1(self.norm(pooled))))
         return logits.reshape(*logits.shape[:-1], self.num_words, self.vocab_size)
 
-    def pairs(self, pooled, between):
-        """Score the first token of the predicate from each sender to each receiver.
+    def pairs(self, pooled, between, chosen):
+        """Score the first token of the predicate of chosen pairs.
 
         Args:
             pooled: float32[B, N, D].
             between: features of the union box of a pair, float32[B, N, N, D].
+            chosen: int32[B, K], each receiver * N + sender.
 
         Returns:
-            float32[B, N (receiver), N (sender), V].
+            float32[B, K, V].
         """
         nodes = self.norm(pooled)
         hidden = self.receive(nodes)[:, :, None] + self.send(nodes)[:, None]
-        return self.pair(jax.nn.gelu(hidden + self.evidence(self.norm(between))))
+        hidden = jax.nn.gelu(hidden + self.evidence(self.norm(between)))
+        flat = hidden.reshape(hidden.shape[0], -1, self.width)
+        return self.pair(jnp.take_along_axis(flat, chosen[..., None], axis=1))

@@ -4,7 +4,7 @@ What the paper leaves open is fixed as docs/concepts.md says: complete directed 
 over incoming edges, prompt attention with a null token.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -149,25 +149,32 @@ def message_round_jraph(nodes, edges, mask, num_heads: int):
         axis = 1 if segment_ids is receivers else 0
         return edge.reshape(num_segments, num_segments, -1).sum(axis)
 
+    def update_node(node, sent, received, _):
+        del node, sent
+        return {"out": received["message"]}
+
+    def score(edge, *_):
+        return edge["hidden"] @ logit
+
     network = jraph.GraphNetwork(
         update_edge_fn=update_edge,
-        update_node_fn=lambda node, sent, received, _: {"out": received["message"]},
+        update_node_fn=update_node,
         aggregate_edges_for_nodes_fn=aggregate,
-        attention_logit_fn=lambda edge, *_: edge["hidden"] @ logit,
+        attention_logit_fn=score,
         attention_normalize_fn=normalise,
         attention_reduce_fn=reduce,
     )
-    graph = network(
-        jraph.GraphsTuple(
-            nodes={key: nodes[key] for key in ("receive", "send", "value")},
-            edges={"feature": edges.reshape(num * num, width)},
-            receivers=receivers,
-            senders=senders,
-            globals=None,
-            n_node=np.array([num]),
-            n_edge=np.array([num * num]),
-        )
-    )
+    # jraph declares jax arrays, but fixed indices as numpy's fold into the program
+    parts: dict[str, Any] = {
+        "nodes": {key: nodes[key] for key in ("receive", "send", "value")},
+        "edges": {"feature": edges.reshape(num * num, width)},
+        "receivers": receivers,
+        "senders": senders,
+        "globals": None,
+        "n_node": np.array([num]),
+        "n_edge": np.array([num * num]),
+    }
+    graph = cast(Any, network)(jraph.GraphsTuple(**parts))
     return graph.nodes["out"], graph.edges["weights"].reshape(num, num, num_heads)
 
 

@@ -1,6 +1,6 @@
 """The whole model: image, prototypes, scene graph and text in one sequence."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -108,10 +108,12 @@ class Vlm(nn.Module):
         """Touch every parameter, for initialisation."""
         hidden, _ = self(batch)
         if self.config.region_words:
-            self.classify(self.encode(batch.images), batch.graph.coverage, batch.graph.boxes)
+            first = jnp.zeros((1, 1), jnp.int32)
+            masks, boxes = batch.graph.coverage, batch.graph.boxes
+            self.classify(self.encode(batch.images), masks, boxes, first)
         return self.llm.logits(hidden)
 
-    def classify(self, features, coverage, boxes=None):
+    def classify(self, features, coverage, boxes=None, chosen=None):
         """Map features float[B, P, D] and masks uint8[B, N, P] to the two kinds of logits."""
         pooled = scene_graph.pool_nodes(features, coverage)
         words = self.regions.words(pooled)
@@ -120,7 +122,7 @@ class Vlm(nn.Module):
         weights = scene_graph.union_weights(boxes, self.config.vision.grid)
         total = jnp.maximum(weights.sum(-1, keepdims=True), 1e-6)
         between = jnp.einsum("bijp,bpd->bijd", weights / total, features.astype(jnp.float32))
-        return words, self.regions.pairs(pooled, between)
+        return words, self.regions.pairs(pooled, between, chosen)
 
 
 def place(rows, is_member, runs):
@@ -146,7 +148,8 @@ def place(rows, is_member, runs):
 def init_params(cfg: config.ModelConfig, key: jax.Array) -> types.Params:
     """Return freshly initialised float32 parameters as a plain nested dict."""
     variables = Vlm(cfg).init({"params": key}, _dummy_batch(cfg), method="everything")
-    params = variables["params"]
+    params = cast(types.Params, variables)["params"]
+    params["llm"] = llama.mimetic(params["llm"], cfg.llm)
     if cfg.graph.enabled:
         params["graph"] = scene_graph.align_prompt(params["graph"])
     return params
@@ -193,13 +196,21 @@ def graph_tokens(
     return _apply(params, cfg, "encode_graph", dropout_key, *args)
 
 
-def region_logits(params, cfg: config.ModelConfig, features, coverage, *, boxes=None):
+def region_logits(params, cfg: config.ModelConfig, features, coverage, *, boxes=None, chosen=None):
     """Score words of regions and, given boxes, predicates of pairs; see `models.regions`.
 
+    Args:
+        params: the whole tree, with `regions`.
+        cfg: the model.
+        features: float[B, P, D].
+        coverage: uint8[B, N, P].
+        boxes: float32[B, N, 4].
+        chosen: int32[B, K], the pairs to score.
+
     Returns:
-        float32[B, N, W, V], and float32[B, N, N, V] (receiver, sender) or None.
+        float32[B, N, W, V], and float32[B, K, V] or None.
     """
-    return _apply(params, cfg, "classify", None, features, coverage, boxes)
+    return _apply(params, cfg, "classify", None, features, coverage, boxes, chosen)
 
 
 def embed(
@@ -243,7 +254,7 @@ def head(params, cfg: config.ModelConfig, hidden):
     return llama.head(params["llm"], cfg.llm, hidden)
 
 
-def _apply(params, cfg, method, dropout_key, *args, remat="none"):
+def _apply(params, cfg, method, dropout_key, *args, remat="none") -> Any:
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     return Vlm(cfg, remat).apply({"params": params}, *args, method=method, rngs=rngs)
 

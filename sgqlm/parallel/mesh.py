@@ -11,12 +11,12 @@ from sgqlm import errors
 from sgqlm.parallel import rules
 
 
-def make(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+def make(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mesh:
     """Build the mesh with the axes data, fsdp and tensor.
 
     Args:
         sizes: axis name -> size; an absent axis is 1, at most one may be -1 (what is left).
-        devices: the devices to use, default all.
+        devices: the `jax.Device`s to use, default all.
 
     Returns:
         The mesh; all its axes are of type Auto.

@@ -139,7 +139,7 @@ def param_specs(
         SgqlmError: a parameter has no rule, a rule has no parameter, a mesh axis is used twice,
             or a dimension is not divisible by its mesh axes.
     """
-    flat = traverse_util.flatten_dict(dict(shapes), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(shapes), sep="/")
     used, specs = set(), {}
     for path, leaf in flat.items():
         index, axes = _match(path, table)

@@ -14,14 +14,14 @@ the same tokens before it in both cases, every self-asked question follows `VUSE
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from sgqlm import errors, types
 from sgqlm.text import official, rules, templates
 from sgqlm.text import tokenizer as tokenizers
 
-Turn = dict[str, str]
+Turn = Mapping[str, str]
 _IMAGE_LEAD = f"{templates.USER}: {templates.IMAGE}\n"
 
 

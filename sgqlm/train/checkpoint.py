@@ -97,7 +97,7 @@ def save(
     """
     root = pathlib.Path(root).absolute()
     aside = root / (_ASIDE + meta.name)
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     saved = {path: leaf for path, leaf in flat.items() if path not in from_base}
     leaves = {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in flat.items()}
     meta = dataclasses.replace(
@@ -248,7 +248,7 @@ def load_params(
     tree = _restore(folder / "params", traverse_util.unflatten_dict(targets, sep="/"))
     flat = traverse_util.flatten_dict(tree, sep="/")
     if meta.base:
-        for path, leaf in _base_leaves(meta, base).items():
+        for path, leaf in _base_leaves(meta.base, base).items():
             if path not in flat:
                 flat[path] = jax.device_put(leaf, places.get(path, one))
     if missing := sorted(set(meta.leaves) - set(flat)):
@@ -323,7 +323,7 @@ def check_shapes(meta: Meta, model: config.ModelConfig, *, where: str) -> None:
     Raises:
         SgqlmError: names or shapes differ; the first three differences are told.
     """
-    wanted = traverse_util.flatten_dict(vlm.param_shapes(model), sep="/")
+    wanted: dict[str, Any] = traverse_util.flatten_dict(vlm.param_shapes(model), sep="/")
     shapes = {path: tuple(shape) for path, (_, shape) in meta.leaves.items()}
     faults = [f"{p} is missing" for p in sorted(set(wanted) - set(shapes))]
     faults += [f"{p} is unknown to the model" for p in sorted(set(shapes) - set(wanted))]
@@ -361,9 +361,9 @@ def remove_unfinished(root: str | os.PathLike) -> list[str]:
     return [folder.name.removeprefix(_ASIDE) for folder in left]
 
 
-def _base_leaves(meta: Meta, base: str | os.PathLike | None) -> dict[str, Any]:
-    path = pathlib.Path(base or meta.base["path"])
-    if not path.is_dir() or digest(path) != meta.base["digest"]:
+def _base_leaves(saved: dict[str, str], base: str | os.PathLike | None) -> dict[str, Any]:
+    path = pathlib.Path(base or saved["path"])
+    if not path.is_dir() or digest(path) != saved["digest"]:
         raise errors.SgqlmError(
             "the base of this checkpoint is not there"
             if not path.is_dir()

@@ -118,17 +118,17 @@ class _Runner:
         )
 
     def _stage(self, stage: config.StageConfig, index: int):
-        meta = self._begun.resumed[1] if self._begun.resumed else None
+        folder, meta = self._begun.resumed or (None, None)
         resumed = None
         if meta and (index < meta.stage_index or (index == meta.stage_index and meta.is_final)):
             self._print(f"{stage.name}: done before")
             return
-        if meta and index == meta.stage_index:
-            resumed = self._resumed(meta)
+        if folder and meta and index == meta.stage_index:
+            resumed = self._resumed(folder, meta)
         began = time.monotonic()
         stages.check(stage, self._params)
         job = self._job(stage, index)
-        if resumed and meta.data != self._data:
+        if resumed and meta and meta.data != self._data:
             raise _other_data(self._saved)
         table = state.part_table(self._params, stage.learning_rates)
         self._print(f"\nstage {stage.name}: {job.num_steps} steps of {stage.batch_size} samples")
@@ -167,11 +167,12 @@ class _Runner:
         if not train.eval_every or not train.eval_batches:
             return None
         args = (self._settings, stage, self._tokenizer)
-        loader = feed.open_validation(*args)
+        plain = feed.open_validation(*args)
+        labels = None if plain is None else self._labels(stage, plain, "val")
+        loader = feed.open_validation(*args, labels=labels)
         if loader is None:
             self._print(f"stage {stage.name}: no data source has a validation split")
             return None
-        loader = feed.open_validation(*args, labels=self._labels(stage, loader, "val"))
         return lambda: (loader.batch(index) for index in range(train.eval_batches))
 
     def _cache(self, stage: config.StageConfig, loader: pipeline.Loader) -> features.Cache:
@@ -212,8 +213,7 @@ class _Runner:
             file=self._folder / "features" / f"{name}.json",
         )
 
-    def _resumed(self, meta: checkpoint.Meta) -> stage_loop.Saved:
-        folder = self._saved
+    def _resumed(self, folder: pathlib.Path, meta: checkpoint.Meta) -> stage_loop.Saved:
         self._print(f"resuming {folder.name}: {meta.stage} from step {meta.step}")
         load = functools.partial(checkpoint.load_opt, folder)
         return stage_loop.Saved(meta.step, self._params, load, is_final=False)

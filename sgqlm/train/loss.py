@@ -82,7 +82,8 @@ def token_losses(head, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array
         return jnp.moveaxis(x.reshape(batch, pieces, length // pieces, *x.shape[2:]), 1, 0)
 
     found = jax.lax.map(jax.checkpoint(piece), (cut(hidden), cut(targets)))
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, length) for x in found)
+    losses, hits = (jnp.moveaxis(x, 0, 1).reshape(batch, length) for x in found)
+    return losses, hits
 
 
 def shift(x: jax.Array, fill) -> jax.Array:

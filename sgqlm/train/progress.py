@@ -61,7 +61,7 @@ class Progress:
         """Say that `done` steps are done; `note` is shown beside, such as the loss."""
         self._done = done
         now = time.monotonic()
-        if self._bar:
+        if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, note=note)
         elif self._is_active and (now - self._told >= self._interval or done == self._total):
             self._told = now

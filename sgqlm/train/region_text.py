@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sgqlm import config, types
+from sgqlm import config, errors, types
 from sgqlm.models import vlm
 
-
 NO_RELATION = 2  # class of pairs without an annotated relation: the end-of-text token
-NO_RELATION_WEIGHT = 0.1  # most pairs have none
+NUM_PAIRS = 16  # pairs an image that are scored; a scene has up to five relations
 
 
 def region_loss(
@@ -38,13 +37,26 @@ def region_loss(
 
     Returns:
         The sum of losses, the number of words, and metrics as `loss.lm_loss` gives them.
+
+    Raises:
+        SgqlmError: the batch has no graph.
     """
     graph = batch.graph
-    boxes = None if graph.predicate_ids is None else graph.boxes
-    features = vlm.encode_images(params, cfg, batch.images, dropout_key=key)
-    logits, pairs = vlm.region_logits(params, cfg, features, graph.coverage, boxes=boxes)
-    targets = graph.label_ids[..., : cfg.region_words]
+    if graph is None:
+        raise errors.SgqlmError(
+            "a batch has no entities to name",
+            where="stage objective region_text",
+            fix="set config.model.graph.enabled=True",
+        )
     is_used = graph.valid & (batch.row >= 0)[:, None]
+    boxes, chosen = None, None
+    if graph.predicate_ids is not None:
+        boxes = graph.boxes
+        chosen, predicates, is_pair = _choose_pairs(graph, is_used, key)
+    features = vlm.encode_images(params, cfg, batch.images, dropout_key=key)
+    args = (params, cfg, features, graph.coverage)
+    logits, pairs = vlm.region_logits(*args, boxes=boxes, chosen=chosen)
+    targets = graph.label_ids[..., : cfg.region_words]
     known = (targets >= 0) & is_used[..., None]
     losses, hits = _cross_entropy(logits[:, :, : targets.shape[-1]], targets)
     weight = known.sum().astype(jnp.float32)
@@ -55,22 +67,32 @@ def region_loss(
         "samples": (batch.row >= 0).sum(),
         "dummies": (batch.row < 0).sum(),
     }
-    if pairs is not None:
-        pair_loss, accuracy = _pair_loss(pairs, graph.predicate_ids[..., 0], is_used)
-        metrics["predicate_loss"], metrics["predicate_accuracy"] = (pair_loss, 1.0), accuracy
+    if pairs is not None and graph.predicate_ids is not None:
+        losses, hits = _cross_entropy(pairs, predicates)
+        count = jnp.maximum(is_pair.sum(), 1).astype(jnp.float32)
+        pair_loss = (losses * is_pair).sum() / count
+        related = is_pair & (predicates != NO_RELATION)
+        metrics["predicate_loss"] = (pair_loss * count, count)
+        metrics["predicate_accuracy"] = ((hits & related).sum(), related.sum())
         total = total + pair_loss * weight
     return total, weight, metrics
 
 
-def _pair_loss(logits, predicates, is_used):
-    num = is_used.shape[1]
+def _choose_pairs(graph: types.GraphBatch, is_used, key):
+    """Draw pairs: every related one first, then others at random.
+
+    Returns:
+        int32[B, K] as `models.regions` takes them, their targets int32[B, K], and bool[B, K],
+        False where an image has fewer pairs.
+    """
+    batch, num = is_used.shape
     exists = is_used[:, :, None] & is_used[:, None] & ~jnp.eye(num, dtype=bool)
-    related = exists & (predicates >= 0)
-    targets = jnp.where(predicates >= 0, predicates, NO_RELATION)
-    losses, hits = _cross_entropy(logits, targets)
-    weights = jnp.where(related, 1.0, NO_RELATION_WEIGHT) * exists
-    mean = (losses * weights).sum() / jnp.maximum(weights.sum(), 1.0)
-    return mean, ((hits & related).sum(), related.sum())
+    predicates = graph.predicate_ids[..., 0]
+    noise = jax.random.uniform(jax.random.key(0) if key is None else key, exists.shape)
+    rank = jnp.where(exists, noise + (predicates >= 0), -1.0).reshape(batch, -1)
+    found, chosen = jax.lax.top_k(rank, min(NUM_PAIRS, num * num))
+    targets = jnp.take_along_axis(predicates.reshape(batch, -1), chosen, axis=1)
+    return chosen, jnp.where(targets >= 0, targets, NO_RELATION), found >= 0
 
 
 def _cross_entropy(logits, targets):

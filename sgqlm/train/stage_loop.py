@@ -124,17 +124,16 @@ class _StageLoop:
         self._pending: tuple[int, dict] | None = None
         self._window: list[dict[str, float]] = []
         self._window_began, self._waited = time.monotonic(), 0.0
-        self._progress: progress.Progress | None = None
-
-    def run(self) -> types.Params:
-        run, job = self._run, self._job
-        shown = progress.Progress(
+        self._progress = progress.Progress(
             job.stage.name, job.num_steps, done=self._start, is_active=run.is_main
         )
+
+    def run(self) -> types.Params:
+        job = self._job
         left = job.num_steps - self._start
         ahead = prefetch.Prefetch(job.batches(self._start), self._place, count=left)
         try:
-            with shown as self._progress:
+            with self._progress:
                 for index in range(self._start, job.num_steps):
                     self._between_steps(index)
                     self._take_step(index, ahead)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 from sgqlm import config, errors, types
 from sgqlm.models import lora
@@ -101,7 +100,8 @@ def check(stage: config.StageConfig, params: types.Params) -> None:
 
 def num_steps(stage: config.StageConfig, num_samples: int) -> int:
     """Return the number of optimizer steps of a stage over `num_samples` samples an epoch."""
-    return stage.steps or max(1, math.ceil(stage.epochs * num_samples / stage.batch_size))
+    steps = math.ceil(stage.epochs * num_samples / stage.batch_size)
+    return stage.steps or max(1, stage.min_steps, steps)
 
 
 def select(train: config.TrainConfig) -> tuple[config.StageConfig, ...]:
@@ -124,7 +124,7 @@ def with_sources(stage: config.StageConfig, *sources: config.SourceConfig) -> co
     return dataclasses.replace(stage, sources=tuple(sources))
 
 
-def _towers(llm: str, vision: str) -> Mapping[str, float]:
+def _towers(llm: str, vision: str) -> dict[str, float]:
     _check(llm, ("lora", "full", "frozen"), "llm_tuning")
     _check(vision, ("lora", "full", "frozen"), "vision_tuning")
     rates = {}

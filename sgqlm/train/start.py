@@ -102,8 +102,8 @@ def graft(
     Raises:
         SgqlmError: parameters are missing, unknown or of another shape.
     """
-    known = traverse_util.flatten_dict(base, sep="/")
-    target = traverse_util.flatten_dict(fresh, sep="/")
+    known: dict[str, Any] = traverse_util.flatten_dict(base, sep="/")
+    target: dict[str, Any] = traverse_util.flatten_dict(fresh, sep="/")
     parts = {lora.part_of(path) for path in known}
     faults = [f"{p} is unknown to the model" for p in sorted(set(known) - set(target))]
     merged = {}

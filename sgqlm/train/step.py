@@ -113,7 +113,7 @@ def state_shardings(
     Returns:
         A state of shardings: moments lie as their parameter, scalars on every device.
     """
-    whole = mesh_lib.replicated(mesh)
+    whole: Any = mesh_lib.replicated(mesh)
     shapes = jax.eval_shape(optimizer.transform.init, trainable)
     opt = optax.tree_map_params(
         optimizer.transform,

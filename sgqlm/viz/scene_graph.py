@@ -47,7 +47,7 @@ def draw(
         _arrow(centres[sender], centres[receiver], radii[receiver], edges[receiver, sender], side)
         for receiver, sender in strongest(np.asarray(edges), incoming)
     ]
-    nodes = [_node(i, *centres[i], radii[i], heat[i], side) for i in range(len(boxes))]
+    nodes = [_node(i, centres[i], radii[i], heat[i], side) for i in range(len(boxes))]
     return (
         f'<svg viewBox="0 0 {width} {height}" width="100%" role="img" aria-label="scene graph" '
         'xmlns="http://www.w3.org/2000/svg" style="display:block;border-radius:6px">'
@@ -96,7 +96,8 @@ def _arrow(start, end, radius, weight, side) -> str:
     )
 
 
-def _node(i, x, y, radius, heat, side) -> str:
+def _node(i, centre, radius, heat, side) -> str:
+    x, y = centre
     colour = "rgb({}, {}, {})".format(*(int(c) for c in _COLD + (_HOT - _COLD) * heat))
     ink = "#fff" if heat > 0.55 else "#1d2433"
     return (

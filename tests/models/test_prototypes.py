@@ -27,7 +27,7 @@ def _load(name):
 def test_released_connector_equals_official(name):
     data, params = _load(name)
     output, nearest = prototypes.released_connector(params, data["input"], *CASES[name])
-    cos = data["mid.cos"] if "mid.cos" in data else None
+    cos = data.get("mid.cos")
     flips = np.asarray(nearest) != data["mid.argmax_center"]
     if cos is not None:  # assignments are fragile where two centres nearly tie
         top = np.sort(cos, axis=1)

@@ -129,13 +129,17 @@ def test_every_part_receives_gradients(small):
         hidden, _ = forward(params, cfg, batch)
         logits = vlm.head(params, cfg, hidden)[:, :-1]
         target = batch.labels[:, 1:]
-        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(target, 0)[..., None], -1)
+        picked = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), jnp.maximum(target, 0)[..., None], -1
+        )
         return -(picked[..., 0] * (target >= 0)).sum()
 
     grads = jax.jit(jax.grad(loss))(params)
     zero = [path for path, grad in _items(grads) if not np.abs(grad).max() > 0]
     # biases in front of a softmax over their own axis cannot matter
-    assert all(path.endswith(("attn/k/bias", "prompt/k/bias", "prototypes/k/bias")) for path in zero)
+    assert all(
+        path.endswith(("attn/k/bias", "prompt/k/bias", "prototypes/k/bias")) for path in zero
+    )
     lora_grads = [path for path, grad in _items(grads) if "lora_a" in path]
     assert any(path.startswith("vision/") for path in lora_grads)
     assert any(path.startswith("llm/") for path in lora_grads)
@@ -199,7 +203,7 @@ def test_dropout_needs_a_key_and_changes_the_adapters_only(small):
 
 def test_presets_have_the_published_sizes():
     shapes = vlm.param_shapes(presets.get("vicuna_7b"))
-    count = {part: 0 for part in lora.PARTS}
+    count = dict.fromkeys(lora.PARTS, 0)
     for path, leaf in _items(shapes):
         count[lora.part_of(path)] += int(np.prod(leaf.shape))
     assert count["llm"] == 6_738_415_616  # LLaMA-7B
