@@ -39,6 +39,7 @@ def run(argv: Sequence[str]) -> int:
     settings, rest = common.load_config(words)
     common.refuse_rest(rest)
     common.force_host_devices(settings)
+    common.keep_freed_memory()
     folder = pathlib.Path(settings.train.workdir)
     page = _train_and_report(settings, folder)
     print(f"report: {page}")

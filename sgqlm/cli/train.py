@@ -35,6 +35,7 @@ def run(argv: Sequence[str]) -> int:
     settings, rest = common.load_config(argv)
     common.refuse_rest(rest)
     common.force_host_devices(settings)
+    common.keep_freed_memory()
     from sgqlm.train import loop  # jax is imported after the devices are chosen
 
     result = loop.run(settings)

@@ -48,8 +48,8 @@ def get(name: str) -> config.ModelConfig:
             projector=config.ProjectorConfig(merge=2),
             prototypes=config.PrototypeConfig(mode="paper", num_prototypes=16),
             graph=_TINY_GRAPH,
-            llm_lora=config.LoraConfig(rank=16, alpha=32.0, dropout=0.05),
-            vision_lora=config.LoraConfig(rank=8, alpha=16.0, dropout=0.05),
+            llm_lora=config.LoraConfig(rank=16, alpha=32.0),
+            vision_lora=config.LoraConfig(rank=8, alpha=16.0),
             compute_dtype="float32",
             region_words=4,
         )

@@ -1,10 +1,12 @@
 """A run: the stages in order, from where an earlier run was stopped."""
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
 import time
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -157,10 +159,13 @@ class _Runner:
             index=index,
             num_steps=stages.num_steps(stage, loader.num_records),
             batches=lambda first: open_from(start=first),
-            loss_fn=make_loss(stage, settings),
+            loss_fn=make_loss(stage, settings, known=self._trained | self._base_parts()),
             validation=self._validation(stage),
             cache=cache,
         )
+
+    def _base_parts(self) -> set[str]:
+        return {lora.part_of(path) for path in self._begun.from_base}
 
     def _validation(self, stage: config.StageConfig):
         train = self._settings.train
@@ -250,9 +255,25 @@ class _Runner:
         progress.Progress("", 0, is_active=self._is_main).print(text)
 
 
-def make_loss(stage: config.StageConfig, settings: config.Config) -> step.LossFn:
-    """Return the loss of a stage's objective as the train step takes it."""
+def make_loss(
+    stage: config.StageConfig, settings: config.Config, *, known: Collection[str] = lora.PARTS
+) -> step.LossFn:
+    """Return the loss of a stage's objective as the train step takes it.
+
+    Adapters that neither train here nor hold anything yet are left out of the program, and frozen
+    ones are not dropped out.
+
+    Args:
+        stage: the stage.
+        settings: the run.
+        known: parts that hold trained values.
+    """
     model, remat = settings.model, settings.train.remat
+    for part in ("llm_lora", "vision_lora"):
+        if part not in stage.learning_rates:
+            adapter = dataclasses.replace(getattr(model, part), dropout=0.0)
+            adapter = adapter if part in known else config.LoraConfig()
+            model = dataclasses.replace(model, **{part: adapter})
 
     def lm(params, batch, key, features=None):
         return loss.lm_loss(params, model, batch, features=features, key=key, remat=remat)

@@ -172,7 +172,7 @@ def test_folders_that_are_none(golden, tmp_path):
     with pytest.raises(errors.SgqlmError, match=r"no config\.json"):
         hf.load_llava(tmp_path)
     shutil.copy(golden[0] / "config.json", tmp_path)
-    with pytest.raises(errors.SgqlmError, match="weights model.safetensors are missing"):
+    with pytest.raises(errors.SgqlmError, match=r"weights model\.safetensors are missing"):
         hf.load_llava(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(errors.SgqlmError, match="not JSON"):

@@ -16,7 +16,7 @@ def spell(layout: str, part: str, name: str) -> str:
         "C": ("model.language_model.", "", "model.", "model.vision_tower."),
         "D": ("model.language_model.", "", "model.", "model.vision_tower.vision_model."),
         "E": ("model.", "", "model.", "model.vision_tower.vision_tower.vision_model."),
-    }[layout]["text head projector vision".split().index(part)]
+    }[layout][("text", "head", "projector", "vision").index(part)]
     if part == "projector":
         numbers = {"linear_1": "0", "linear_2": "2"}
         first, rest = name.split(".", 1)

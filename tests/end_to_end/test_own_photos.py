@@ -16,9 +16,11 @@ SMALL = (
     "--config.model.vision.image_size=56",
     "--config.model.vision.num_layers=2",
     "--config.model.prototypes.num_prototypes=4",
+    "--config.model.prototypes.iterations=1",
     "--config.model.graph.num_nodes=4",
+    "--config.model.graph.num_rounds=1",
     "--config.train.stages.end_to_end.epochs=0",
-    "--config.train.stages.end_to_end.min_steps=80",
+    "--config.train.stages.end_to_end.min_steps=50",
     "--config.train.tensorboard=false",
 )
 ANSWERS = {

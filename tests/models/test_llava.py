@@ -80,8 +80,8 @@ def pair(request, tmp_path_factory):
 def inputs(torch, cfg, lengths):
     """Return a batch of ours with the same images and ids for torch."""
     rng = np.random.default_rng(1)
-    batch = helpers.batch(cfg, num_nodes=(0,) * len(lengths), length=max(lengths))
-    ids = rng.integers(3, IMAGE, batch.tokens.shape)
+    batch = helpers.batch(cfg, num_nodes=(0,) * len(lengths), length=32)
+    ids = rng.integers(3, IMAGE, (len(lengths), max(lengths)))
     ids[:, 0], ids[:, 2 : 2 + PATCHES] = 1, IMAGE
     images = rng.integers(0, 256, batch.images.shape).astype(np.uint8)
     pixels = np.asarray(clip_vit.normalise(images, np.float32)).transpose(0, 3, 1, 2)

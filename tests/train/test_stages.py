@@ -102,3 +102,9 @@ def test_selection():
 def test_number_of_steps(steps, epochs, expected):
     row = config.StageConfig(steps=steps, epochs=epochs, batch_size=4)
     assert stages.num_steps(row, 10) == expected
+
+
+@pytest.mark.parametrize(("records", "expected"), [(3, 5), (10, 5), (24, 6)])
+def test_few_records_get_the_least_number_of_steps(records, expected):
+    row = config.StageConfig(epochs=1.0, batch_size=4, min_steps=5)
+    assert stages.num_steps(row, records) == expected

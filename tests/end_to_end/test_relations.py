@@ -1,0 +1,117 @@
+"""Relations can be learned: from the edges, through the messages, to the words.
+
+The nodes carry their right labels and the edges the drawn predicates (`edge_oracle`, the diagnostic
+upper bound), so that only the path is tested: what a tower can see of a relation is another matter.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgqlm import config, types
+from sgqlm.data import pipeline
+from sgqlm.models import presets, vlm
+from sgqlm.scenes import grammar, questions, render, world
+from sgqlm.text import tokenizer
+from sgqlm.train import loss, optim, state, step
+
+NUM_SCENES = 200
+SCENES = config.SceneConfig(missed=0.0, spurious=0.0, box_jitter=0.0)
+TEXT = config.TextConfig(system="")
+LENGTH = 176
+
+
+def _conversation(scene: world.Scene):
+    """Return up to eight different one-hop questions with their answers."""
+    asked = {}
+    for seed in range(8):
+        for question in questions.ask_all(scene, seed=seed):
+            if question.family == "one_hop":
+                asked.setdefault((question.argument, question.grounding), question)
+    turns = []
+    for question in list(asked.values())[:8]:
+        turns.append({"from": "human", "value": question.text})
+        turns.append({"from": "gpt", "value": question.answer})
+    turns[0] = {"from": "human", "value": "<image>\n" + turns[0]["value"]}
+    return turns
+
+
+def _sample(index: int) -> pipeline.Sample:
+    scene = world.make_scene(SCENES, "train", index)
+    _, id_mask = render.draw(scene)
+    entities, truth = world.detect(scene, id_mask, SCENES)
+    slot = {int(k): i for i, k in enumerate(truth)}
+    labels = [" ".join(scene.objects[k].words) for k in truth]
+    relations = [(slot[r.subject], r.predicate, slot[r.object]) for r in scene.relations]
+    entities = dataclasses.replace(entities, labels=labels)
+    turns = _conversation(scene)
+    return pipeline.Sample(index, None, turns, entities, f"scene/{index}", relations=relations)
+
+
+def _model(vocab_size: int) -> config.ModelConfig:
+    tiny = presets.get("tiny")
+    none = config.LoraConfig()
+    return dataclasses.replace(
+        tiny,
+        llm=dataclasses.replace(tiny.llm, vocab_size=vocab_size),
+        graph=dataclasses.replace(tiny.graph, edge_oracle=True, edge_visual=False),
+        prototypes=config.PrototypeConfig(mode="none"),
+        llm_lora=none,
+        vision_lora=none,
+        region_words=0,
+    )
+
+
+def _accuracy(params, model, batch, features, permutation=None):
+    rows, _ = vlm.embed(params, model, batch, features=features, edge_permutation=permutation)
+    hidden = vlm.Vlm(model).apply({"params": params}, rows, method=lambda m, x: m.llm(x))
+    found = vlm.head(params, model, hidden)[:, :-1].argmax(-1)
+    wanted = batch.labels[:, 1:]
+    counted = (wanted >= 0) & (wanted != 2)  # words, not the end of the turn
+    return ((found == wanted) & counted).sum() / counted.sum()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_one_hop_questions_are_overfit_with_true_edges_only():
+    samples = [_sample(i) for i in range(NUM_SCENES)]
+    corpus = [turn["value"] for sample in samples for turn in sample.turns]
+    words = tokenizer.load(tokenizer.train([*grammar.words(), *corpus], 512))
+    model = _model(words.vocab_size)
+    args = {"model": model, "text": TEXT, "tokenizer": words, "length": LENGTH}
+    whole = pipeline.make_batch(samples, **args)
+    features = np.zeros((NUM_SCENES, model.vision.num_patches, model.vision.width), np.float32)
+    params = jax.jit(lambda key: vlm.init_params(model, key))(jax.random.key(0))
+    row = config.StageConfig(
+        learning_rates={"llm": 3e-3, "graph": 1e-3}, b2=0.98, warmup=0.05, final_lr=0.02
+    )
+    num_steps = 1500
+    trainable, frozen = state.split(params, row.learning_rates)
+    optimizer = optim.make(row, num_steps)
+    current = step.init_state(trainable, optimizer)
+
+    def lm(params, batch, key, features=None):
+        return loss.lm_loss(params, model, batch, features=features, key=key)
+
+    train_step = step.make_train_step(lm, optimizer)
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    for _ in range(num_steps):
+        picked = rng.choice(NUM_SCENES, 16, replace=False)
+        batch = types.Batch(*jax.tree.map(lambda x: x[picked], tuple(whole)))
+        current, _ = train_step(current, frozen, batch, features[:16], key)
+    trained = state.join(current.trainable, frozen)
+
+    turn = rng.permuted(np.tile(np.arange(model.graph.num_nodes), (NUM_SCENES, 1)), axis=1)
+    for row_index, valid in enumerate(whole.graph.valid):
+        count = int(valid.sum())
+        turn[row_index] = np.arange(model.graph.num_nodes)
+        turn[row_index, :count] = np.roll(np.arange(count), 1)
+    accuracy = jax.jit(_accuracy, static_argnums=1)
+    intact = float(accuracy(trained, model, whole, features))
+    permuted = float(accuracy(trained, model, whole, features, jnp.asarray(turn, jnp.int32)))
+    print(f"one-hop answers: {intact:.3f} with true edges, {permuted:.3f} with permuted edges")
+    assert intact >= 0.95
+    assert permuted <= 0.7

@@ -1,0 +1,99 @@
+"""Where a run begins: fresh parameters, a base under them, and settings that must not change."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from sgqlm import errors
+from sgqlm.models import vlm
+from sgqlm.text import tokenizer
+from sgqlm.train import start
+from tests.train import micro, toys
+
+TEXTS = ["a red ball is left of a blue box", "what colour is the small cone"] * 20
+
+
+def tree(seed, *parts, width=3):
+    """Return a small parameter tree, with the names of a real one."""
+    rng = np.random.default_rng(seed)
+    leaves = {
+        "vision": {"vision/cls": (width,), "vision/pos/embedding": (2, width)},
+        "vision_lora": {"vision/blocks/attn/q/lora_a": (1, width)},
+        "llm": {"llm/norm/scale": (width,)},
+        "graph": {"graph/node/kernel": (width, 2)},
+    }
+    flat = {
+        path: jax.numpy.asarray(rng.normal(size=shape), "float32")
+        for part in parts
+        for path, shape in leaves[part].items()
+    }
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def test_a_base_gives_its_parts_and_new_parts_stay_fresh():
+    base = tree(0, "vision", "llm")
+    fresh = tree(1, "vision", "vision_lora", "llm", "graph")
+    merged, taken = start.graft(base, fresh, where="base")
+    assert taken == {"vision/cls", "vision/pos/embedding", "llm/norm/scale"}
+    assert toys.same(merged["vision"]["cls"], base["vision"]["cls"])
+    assert toys.same(merged["graph"], fresh["graph"])
+    assert toys.same(merged["vision"]["blocks"], fresh["vision"]["blocks"])
+
+
+def test_the_dtype_of_the_base_stays():
+    base = jax.tree.map(lambda x: np.asarray(x, np.float16), tree(0, "llm"))
+    merged, _ = start.graft(base, tree(1, "llm", "graph"), where="base")
+    assert merged["llm"]["norm"]["scale"].dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (tree(0, "vision", "llm", width=4), "llm/norm/scale has (4,), the model (3,)"),
+        (tree(0, "graph"), "graph/node/kernel is unknown to the model"),
+        ({"vision": {"cls": tree(0, "vision")["vision"]["cls"]}}, "embedding is missing"),
+    ],
+)
+def test_a_base_that_does_not_fit(base, message):
+    with pytest.raises(errors.SgqlmError, match="the base does not fit") as caught:
+        start.graft(base, tree(1, "vision", "llm"), where="there")
+    assert message in caught.value.why
+    assert (caught.value.where, caught.value.code) == ("there", errors.CHECKPOINT)
+
+
+def test_differences_name_the_setting():
+    saved = {"a": {"b": 1, "c": [1, 2]}, "d": "x"}
+    assert start.differences(saved, {"a": {"b": 1, "c": [1, 2]}, "d": "x"}) == []
+    found = start.differences(saved, {"a": {"b": 2, "c": [1]}, "d": "x", "e": 0})
+    assert found == ["config.a.b: 1 -> 2", "config.a.c: [1, 2] -> [1]", "config.e: None -> 0"]
+
+
+def test_a_fresh_run_trains_its_tokenizer_and_sizes_the_model(tmp_path):
+    settings = micro.settings(micro.stage("a", 1, "llm"))
+    begun = start.begin(settings, tmp_path, toys.mesh(), lambda _: iter(TEXTS))
+    assert begun.tokenizer.decode(begun.tokenizer.encode("a red cone")) == "a red cone"
+    assert begun.config.model.llm.vocab_size == begun.tokenizer.vocab_size
+    rows = begun.params["llm"]["embed"]["embedding"].shape[0]
+    assert rows == begun.tokenizer.vocab_size
+    assert (begun.base, begun.from_base, begun.resumed) == (None, frozenset(), None)
+    model = begun.config.model
+    expected = jax.jit(lambda key: vlm.init_params(model, key))(jax.random.key(0))
+    jax.tree.map(  # two programs round apart
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), begun.params, expected
+    )
+
+
+def test_a_tokenizer_must_fit_the_table_of_the_model(tmp_path):
+    file = tmp_path / "words.model"
+    file.write_bytes(tokenizer.train(TEXTS, 330))
+    settings = micro.settings(micro.stage("a", 1, "llm"))
+    text = dataclasses.replace(settings.text, tokenizer=str(file))
+    llm = dataclasses.replace(settings.model.llm, vocab_size=100)
+    model = dataclasses.replace(settings.model, llm=llm)
+    small = dataclasses.replace(settings, text=text, model=model)
+    with pytest.raises(errors.SgqlmError, match="the model's table 100") as caught:
+        start.begin(small, tmp_path, toys.mesh(), lambda _: iter(()))
+    assert caught.value.where == "config.model.llm.vocab_size"
