@@ -24,9 +24,9 @@ def talks(count):
 
 @pytest.mark.parametrize("num_shards", [0, 3])
 def test_rows_come_back_in_order_and_in_any_order(tmp_path, num_shards):
-    splits = {"train": talks(7), "val": talks(2), "test": talks(0)}
+    splits = {"train": talks(7), "val": talks(3), "test": talks(0)}
     counts = builders.write("conversations", tmp_path, splits, num_shards=num_shards)
-    assert counts == {"train": 7, "val": 2, "test": 0}
+    assert counts == {"train": 7, "val": 3, "test": 0}
     files = [p.name for p in tmp_path.iterdir() if "-train." in p.name]
     assert len(files) == (num_shards or 1)
     rows = builders.read(tmp_path, "train")
@@ -34,13 +34,13 @@ def test_rows_come_back_in_order_and_in_any_order(tmp_path, num_shards):
     assert [rows[i]["id"].decode() for i in range(len(rows))] == list("0123456")
     texts = [value.decode() for value in rows[4]["conversations"]["value"]]
     assert texts == ["what is 4?", "ü"]
-    assert len(builders.read(tmp_path, "val")) == 2
+    assert len(builders.read(tmp_path, "val")) == 3
 
 
 def test_images_stay_the_bytes_of_their_files(tmp_path):
     given = list(pictures(3))
-    assert builders.write("images", tmp_path, {"all": given}) == {"all": 3}
-    rows = builders.read(tmp_path, "all")
+    assert builders.write("images", tmp_path, {"train": given}) == {"train": 3}
+    rows = builders.read(tmp_path, "train")
     assert [rows[i]["image"] for i in range(3)] == [row["image"] for row in given]
     assert rows[2]["size"].tolist() == [3, 6]
 
@@ -51,12 +51,12 @@ def test_the_order_of_fields_leaves_no_trace(tmp_path):
         folder = tmp_path / str(turned)
         folder.mkdir()
         rows = [dict(sorted(row.items(), reverse=turned)) for row in pictures(4)]
-        builders.write("images", folder, {"all": rows})
+        builders.write("images", folder, {"train": rows})
         written.append({p.name: p.read_bytes() for p in folder.glob("*array_record*")})
     assert written[0]
     assert written[0] == written[1]
 
 
 def test_nothing_is_written_without_rows(tmp_path):
-    assert builders.write("entities", tmp_path, {"all": []}) == {"all": 0}
+    assert builders.write("entities", tmp_path, {"train": []}) == {"train": 0}
     assert not list(tmp_path.iterdir())

@@ -100,7 +100,7 @@ def test_one_hop_questions_are_overfit_with_true_edges_only():
     rng, key = np.random.default_rng(0), jax.random.key(0)
     for _ in range(num_steps):
         picked = rng.choice(NUM_SCENES, 16, replace=False)
-        batch = types.Batch(*jax.tree.map(lambda x: x[picked], tuple(whole)))
+        batch = types.Batch(*jax.tree.map(lambda x, rows=picked: x[rows], tuple(whole)))
         current, _ = train_step(current, frozen, batch, features[:16], key)
     trained = state.join(current.trainable, frozen)
 

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from sgqlm import errors
+from sgqlm import config, errors
 from sgqlm.models import lora, vlm
 from sgqlm.train import region_text
 from tests.models import helpers
@@ -17,7 +17,13 @@ RED, BLUE, BRIGHT, DARK, BESIDE = 5, 7, 9, 11, 13
 
 @pytest.fixture(scope="module")
 def small():
-    cfg = helpers.small_config(region_words=2)
+    whole = helpers.small_config(region_words=2)
+    cfg = dataclasses.replace(
+        whole,
+        llm=dataclasses.replace(whole.llm, num_layers=1),
+        graph=dataclasses.replace(whole.graph, num_rounds=1, impl="dense"),
+        prototypes=config.PrototypeConfig(mode="none"),
+    )
     params = jax.jit(lambda key: vlm.init_params(cfg, key))(jax.random.key(0))
     return cfg, params
 
