@@ -15,7 +15,9 @@ from sgqlm.models import presets
 
 def get_config() -> ml_collections.ConfigDict:
     """Return the configuration of `sgqlm quickstart`."""
-    model = presets.get("tiny")
+    # The two layers of the language model are tuned in full: they hold nothing that an adapter
+    # would have to protect.
+    model = dataclasses.replace(presets.get("tiny"), llm_lora=config_lib.LoraConfig())
 
     def scenes(task: str, weight: float = 1.0) -> config_lib.SourceConfig:
         return config_lib.SourceConfig(name="scenes", tasks=(task,), weight=weight)
@@ -30,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
             name="regions",
             objective="region_text",
             sources=(scenes("caption"),),
-            steps=1200,
+            steps=1000,
             buckets=(144,),
             learning_rates={"vision": 2e-3, "regions": 2e-3},
             self_questioning=0.0,
@@ -38,32 +40,31 @@ def get_config() -> ml_collections.ConfigDict:
         ),
         config_lib.StageConfig(
             name="pretrain",
-            sources=(scenes("lookup", 0.8), scenes("caption", 0.2)),
-            steps=800,
+            sources=(scenes("lookup", 0.6), scenes("chat", 0.25), scenes("caption", 0.15)),
+            steps=700,
             learning_rates={"llm": 3e-3},
             **cached,
         ),
         config_lib.StageConfig(
             name="align",
             sources=(scenes("caption"),),
-            steps=60,
+            steps=40,
             buckets=(144,),
             learning_rates={"projector": 1e-3, "prototypes": 1e-3},
             **cached,
         ),
         config_lib.StageConfig(
             name="graph",
-            sources=(scenes("lookup", 0.5), scenes("relations", 0.5)),
-            steps=150,
-            learning_rates={"graph": 1e-3},
+            sources=(scenes("lookup"),),
+            steps=80,
+            learning_rates={"graph": 5e-4},
             **cached,
         ),
         config_lib.StageConfig(
             name="instruct",
-            sources=(scenes("chat"),),
+            sources=(scenes("chat", 0.7), scenes("lookup", 0.3)),
             steps=700,
-            buckets=(160,),
-            learning_rates={"llm_lora": 2e-3, "vision_lora": 2e-4, **modules},
+            learning_rates={"llm": 2e-3, "vision_lora": 2e-4, **modules},
             self_questioning=0.4,
             question_weight=0.3,
             **common,
@@ -82,5 +83,4 @@ def get_config() -> ml_collections.ConfigDict:
             log_every=50,
         ),
     )
-    config = dataclasses.replace(config, scenes=config_lib.SceneConfig())
     return ml_collections.ConfigDict(config_lib.to_dict(config))

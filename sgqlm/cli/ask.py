@@ -27,5 +27,5 @@ def run(argv: list[str]) -> int:
     )
     answers = ask.answer_own(model, [row] * len(found), found, max_new_tokens=args.max_new_tokens)
     for question, answer in zip(found, answers, strict=True):
-        print(f"Q: {question}\nA: {answer}")
+        print(f"Q: {picture.one_line(question)}\nA: {picture.one_line(answer)}")
     return errors.OK

@@ -107,7 +107,8 @@ class Chat:
             seed=self.args.seed + len(self.row.turns),
         ):
             (answer,) = ask.answer_own(self.model, [self.row], [question], max_new_tokens=tokens)
-            print(f"Q: {question}\nA: {answer}", flush=True)
+            lines = f"Q: {picture.one_line(question)}\nA: {picture.one_line(answer)}"
+            print(lines, flush=True)
             self.row = ask.own_turn(self.row, question)
             self.row = self._with({"from": "gpt", "value": answer})
 

@@ -79,3 +79,8 @@ def read_picture(
     found = extract.make(extractor).extract(image)
     print(f"{path}: {len(found)} entities ({extractor})", file=sys.stderr)
     return image, found
+
+
+def one_line(text: str) -> str:
+    """Return `text` with every run of white space as one space, for lists of one line an entry."""
+    return " ".join(text.split())

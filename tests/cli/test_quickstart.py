@@ -33,6 +33,7 @@ def words(tmp_path):
     return [f"--config={file}", f"--config.train.workdir={tmp_path / 'run'}"]
 
 
+@pytest.mark.slow
 def test_every_part_runs_and_a_second_call_keeps_what_is_done(words, tmp_path, capsys):
     assert main.main(["quickstart", *words]) == errors.OK
     folder = tmp_path / "run"
