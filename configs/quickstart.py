@@ -81,6 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
             stages=stages,
             mesh={"data": 2, "fsdp": 1, "tensor": 1},
             log_every=50,
+            sample_every=350,
         ),
     )
     return ml_collections.ConfigDict(config_lib.to_dict(config))

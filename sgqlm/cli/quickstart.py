@@ -60,13 +60,14 @@ def _recipe() -> pathlib.Path:
 def _train_and_report(settings: config.Config, folder: pathlib.Path) -> pathlib.Path:
     from sgqlm import model as model_lib  # jax is imported after the devices are chosen
     from sgqlm.cli import eval as evaluation
-    from sgqlm.evals import report, runner, scenes
-    from sgqlm.train import loop
+    from sgqlm.evals import report, runner, samples, scenes
+    from sgqlm.train import loop, stage_loop
     from sgqlm.viz import quickstart_report
 
     began = time.monotonic()
     before = _seconds_before(folder)
-    result = loop.run(settings)
+    hooks = stage_loop.Hooks(sampler=samples.page_writer(folder))
+    result = loop.run(settings, hooks=hooks)
     model = model_lib.VisionLanguageModel(result.config, result.params, result.tokenizer)
     print("\nmeasuring on test scenes")
     measured = evaluation.evaluate(model, result.config)

@@ -36,9 +36,11 @@ def run(argv: Sequence[str]) -> int:
     common.refuse_rest(rest)
     common.force_host_devices(settings)
     common.keep_freed_memory()
-    from sgqlm.train import loop  # jax is imported after the devices are chosen
+    from sgqlm.evals import samples  # jax is imported after the devices are chosen
+    from sgqlm.train import loop, stage_loop
 
-    result = loop.run(settings)
+    hooks = stage_loop.Hooks(sampler=samples.page_writer(settings.train.workdir))
+    result = loop.run(settings, hooks=hooks)
     for name, stage in result.stages.items():
         losses = f"loss {stage['first_loss']:.4f} -> {stage['last_loss']:.4f}"
         print(f"{name}: {stage['steps']} steps, {losses}")

@@ -7,6 +7,7 @@ import numpy as np
 
 from sgqlm import config as config_lib
 from sgqlm import model as model_lib
+from sgqlm.data import graphs
 from sgqlm.decode import ask, inputs, sample
 from sgqlm.evals import prior, scenes
 from sgqlm.scenes import questions
@@ -174,7 +175,13 @@ def collect_examples(
         for i in range(len(cases))
     ]
     return [
-        _example(model, case, question, answer, found)
+        example(
+            model,
+            inputs.Row([inputs.human(question.text)], case.image, case.entities),
+            answer=answer,
+            truth=question.answer,
+            asked=found,
+        )
         for case, question, answer, found in zip(cases, chosen, answers, pairs, strict=True)
     ]
 
@@ -185,18 +192,39 @@ def _pick(case: scenes.SceneCase, index: int) -> questions.Question:
     return fitting[index % len(fitting)]
 
 
-def _example(model, case, question, answer, pairs) -> quickstart_report.Example:
-    has_graph = model.config.model.graph.enabled
-    graph = model.scene_graph(case.image, question.text, case.entities) if has_graph else None
+def example(
+    model: model_lib.VisionLanguageModel,
+    row: inputs.Row,
+    *,
+    answer: str,
+    truth: str,
+    asked: Sequence[tuple[str, str]] = (),
+) -> quickstart_report.Example:
+    """Collect what a page shows of one answered question.
+
+    Args:
+        model: the model.
+        row: one question about an image.
+        answer: what the model said.
+        truth: what it should have said.
+        asked: questions of its own, with its answers.
+
+    Returns:
+        The example, with the attention of the model's graph.
+    """
+    question = row.turns[0]["value"].replace("<image>", "").strip()
+    found = row.entities or graphs.Entities.empty(row.image.size[::-1])
+    has_graph = model.config.model.graph.enabled and len(found) > 0
+    graph = model.scene_graph(row.image, question, found) if has_graph else None
     return quickstart_report.Example(
-        image=case.image,
-        entities=graph.entities if graph else case.entities.take([]),
+        image=row.image,
+        entities=graph.entities if graph else found.take([]),
         node_attention=graph.node_attention if graph else np.zeros(0, np.float32),
         edges=graph.edges if graph else np.zeros((0, 0), np.float32),
-        nearest=model.prototype_map(case.image),
-        square=model.square(case.image),
-        question=question.text,
+        nearest=model.prototype_map(row.image),
+        square=model.square(row.image),
+        question=question,
         answer=answer,
-        truth=question.answer,
-        asked=pairs,
+        truth=truth,
+        asked=asked,
     )

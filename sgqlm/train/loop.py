@@ -104,7 +104,7 @@ class _Runner:
         self._writer, self._mesh = writer, mesh
         self._data = ""
         self._run = stage_loop.Run(
-            begun.config.train, mesh, writer, self._save, stop, hooks, self._is_main
+            begun.config.train, mesh, writer, self._save, stop, self._told(hooks), self._is_main
         )
 
     def run(self, rows: tuple[config.StageConfig, ...]) -> Result:
@@ -163,6 +163,14 @@ class _Runner:
             validation=self._validation(stage),
             cache=cache,
         )
+
+    def _told(self, hooks: stage_loop.Hooks) -> stage_loop.Hooks:
+        """Let the sampler know configuration and tokenizer too."""
+        sampler = hooks.sampler
+        if sampler is None:
+            return hooks
+        about = {"config": self._settings, "tokenizer": self._tokenizer}
+        return hooks._replace(sampler=lambda sample: sampler(sample._replace(**about)))
 
     def _base_parts(self) -> set[str]:
         return {lora.part_of(path) for path in self._begun.from_base}

@@ -41,6 +41,8 @@ class Sample(NamedTuple):
     stage: str
     step: int
     params: types.Params
+    config: config.Config | None = None  # filled in by `loop.run`
+    tokenizer: Any = None
 
 
 class Hooks(NamedTuple):

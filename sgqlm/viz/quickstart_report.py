@@ -101,7 +101,7 @@ def write(
             "question, arrows as wide as the attention between nodes (the two strongest per node); "
             "the prototype that each patch belongs to."
         ),
-        *(_example(i, example) for i, example in enumerate(examples)),
+        *(example_card(i, example) for i, example in enumerate(examples)),
     ]
     page = pages.page(
         "sgqlm quickstart",
@@ -160,7 +160,8 @@ def _asked(asked: Mapping) -> str:
     return pages.card("", pages.table(["", "share"], rows))
 
 
-def _example(index: int, example: Example) -> str:
+def example_card(index: int, example: Example) -> str:
+    """Return one image with its entities, graph, prototypes, question and answer as HTML."""
     count = len(example.entities.boxes)
     entities = overlay.draw_entities(
         example.image,
