@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
             name="regions",
             objective="region_text",
             sources=(scenes("caption"),),
-            steps=1000,
+            steps=1300,
             buckets=(144,),
             learning_rates={"vision": 2e-3, "regions": 2e-3},
             self_questioning=0.0,

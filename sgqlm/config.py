@@ -207,6 +207,7 @@ class StageConfig:
     template: str = ""  # empty: text.template
     self_questioning: float | None = None  # None: text.self_questioning
     question_weight: float = 1.0  # loss weight of self-asked question tokens
+    pair_weight: float = 0.0  # region_text: weight of naming the relation of two regions
     cache_features: bool = False  # compute the frozen tower's features once
     buckets: tuple[int, ...] = ()  # empty: data.buckets
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from sgqlm import errors
 from sgqlm import model as model_lib
 from sgqlm.data import graphs, images, sources
 from sgqlm.decode import generate, inputs
@@ -32,7 +33,7 @@ class Asked(NamedTuple):
 class Picture(NamedTuple):
     """An image as the model's square, and its entities."""
 
-    square: Image.Image
+    square: Image.Image | None
     entities: graphs.Entities | None
 
 
@@ -102,6 +103,8 @@ def lines(result: Mapping) -> list[str]:
 
 
 def _picture(model: model_lib.VisionLanguageModel, sample: sources.Sample) -> Picture:
+    if sample.image is None:
+        raise errors.SgqlmError(f"{sample.record_key} has no image", code=errors.DATA)
     # the square stands for the picture: entities know the size of the picture by themselves
     opened = images.open_image(sample.image, where=sample.record_key)
     return Picture(model.square(opened), sample.entities)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sgqlm import config as config_lib
+from sgqlm import errors
 from sgqlm import model as model_lib
 from sgqlm.data import graphs
 from sgqlm.decode import ask, inputs, sample
@@ -211,18 +212,24 @@ def example(
 
     Returns:
         The example, with the attention of the model's graph.
+
+    Raises:
+        SgqlmError: the row has no image.
     """
+    image = row.image
+    if image is None:
+        raise errors.SgqlmError("an example is about an image, and the row has none")
     question = row.turns[0]["value"].replace("<image>", "").strip()
-    found = row.entities or graphs.Entities.empty(row.image.size[::-1])
+    found = row.entities or graphs.Entities.empty((image.height, image.width))
     has_graph = model.config.model.graph.enabled and len(found) > 0
-    graph = model.scene_graph(row.image, question, found) if has_graph else None
+    graph = model.scene_graph(image, question, found) if has_graph else None
     return quickstart_report.Example(
-        image=row.image,
+        image=image,
         entities=graph.entities if graph else found.take([]),
         node_attention=graph.node_attention if graph else np.zeros(0, np.float32),
         edges=graph.edges if graph else np.zeros((0, 0), np.float32),
-        nearest=model.prototype_map(row.image),
-        square=model.square(row.image),
+        nearest=model.prototype_map(image),
+        square=model.square(image),
         question=question,
         answer=answer,
         truth=truth,

@@ -287,7 +287,8 @@ def make_loss(
         return loss.lm_loss(params, model, batch, features=features, key=key, remat=remat)
 
     def regions(params, batch, key):
-        return region_text.region_loss(params, model, batch, key=key)
+        weight = stage.pair_weight
+        return region_text.region_loss(params, model, batch, key=key, pair_weight=weight)
 
     return {"lm": lm, "region_text": regions}[stage.objective]
 

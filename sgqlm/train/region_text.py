@@ -25,6 +25,7 @@ def region_loss(
     batch: types.Batch,
     *,
     key: jax.Array | None = None,
+    pair_weight: float = 1.0,
 ) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
     """Return the cross-entropy of label words and, where annotated, of predicates.
 
@@ -34,6 +35,7 @@ def region_loss(
         batch: `graph.label_ids` holds the annotated label; word w of it is target w.
             `graph.predicate_ids`, if any, holds the annotated predicates. Both are targets only.
         key: turns dropout on.
+        pair_weight: of the mean loss over pairs, beside that over words.
 
     Returns:
         The sum of losses, the number of words, and metrics as `loss.lm_loss` gives them.
@@ -52,7 +54,7 @@ def region_loss(
     boxes, chosen = None, None
     if graph.predicate_ids is not None:
         boxes = graph.boxes
-        chosen, predicates, is_pair = _choose_pairs(graph, is_used, key)
+        chosen, predicates, is_pair = _choose_pairs(graph.predicate_ids[..., 0], is_used, key)
     features = vlm.encode_images(params, cfg, batch.images, dropout_key=key)
     args = (params, cfg, features, graph.coverage)
     logits, pairs = vlm.region_logits(*args, boxes=boxes, chosen=chosen)
@@ -74,11 +76,11 @@ def region_loss(
         related = is_pair & (predicates != NO_RELATION)
         metrics["predicate_loss"] = (pair_loss * count, count)
         metrics["predicate_accuracy"] = ((hits & related).sum(), related.sum())
-        total = total + pair_loss * weight
+        total = total + pair_weight * pair_loss * weight
     return total, weight, metrics
 
 
-def _choose_pairs(graph: types.GraphBatch, is_used, key):
+def _choose_pairs(predicates, is_used, key) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Draw pairs: every related one first, then others at random.
 
     Returns:
@@ -87,12 +89,11 @@ def _choose_pairs(graph: types.GraphBatch, is_used, key):
     """
     batch, num = is_used.shape
     exists = is_used[:, :, None] & is_used[:, None] & ~jnp.eye(num, dtype=bool)
-    predicates = graph.predicate_ids[..., 0]
     noise = jax.random.uniform(jax.random.key(0) if key is None else key, exists.shape)
     rank = jnp.where(exists, noise + (predicates >= 0), -1.0).reshape(batch, -1)
     found, chosen = jax.lax.top_k(rank, min(NUM_PAIRS, num * num))
     targets = jnp.take_along_axis(predicates.reshape(batch, -1), chosen, axis=1)
-    return chosen, jnp.where(targets >= 0, targets, NO_RELATION), found >= 0
+    return chosen, jnp.where(targets >= 0, targets, NO_RELATION), jnp.greater_equal(found, 0)
 
 
 def _cross_entropy(logits, targets):

@@ -41,7 +41,7 @@ class Sample(NamedTuple):
     stage: str
     step: int
     params: types.Params
-    config: config.Config | None = None  # filled in by `loop.run`
+    config: Any = None  # config.Config; it and the tokenizer are filled in by `loop.run`
     tokenizer: Any = None
 
 
