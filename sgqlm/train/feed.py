@@ -173,7 +173,7 @@ def _loader(settings, stage, tokenizer, sources, start, with_images, labels) -> 
 
 
 def _seen_by(stage: config.StageConfig, model: config.ModelConfig) -> config.ModelConfig:
-    """Return the sizes of a stage's batches: those that name relations carry predicates as targets."""
+    """Return the sizes of a stage's batches; naming relations needs predicates as targets."""
     if stage.objective != "region_text" or not stage.pair_weight:
         return model
     return dataclasses.replace(model, graph=dataclasses.replace(model.graph, edge_oracle=True))

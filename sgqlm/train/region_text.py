@@ -73,7 +73,7 @@ def region_loss(
         losses, hits = _cross_entropy(pairs, predicates)
         count = jnp.maximum(is_pair.sum(), 1).astype(jnp.float32)
         pair_loss = (losses * is_pair).sum() / count
-        related = is_pair & (predicates != NO_RELATION)
+        related = is_pair & jnp.not_equal(predicates, NO_RELATION)
         metrics["predicate_loss"] = (pair_loss * count, count)
         metrics["predicate_accuracy"] = ((hits & related).sum(), related.sum())
         total = total + pair_weight * pair_loss * weight
