@@ -61,6 +61,9 @@ def test_annotations_are_given_to_region_text_only(plan, words):
     assert seen.predicate_ids is None
     annotated = feed.open_loader(plan, regions, words).batch(0).graph
     assert (annotated.label_ids[annotated.valid] >= 0).any()
+    assert annotated.predicate_ids is None  # relations are named only where they weigh something
+    related = dataclasses.replace(regions, pair_weight=1.0)
+    annotated = feed.open_loader(plan, related, words).batch(0).graph
     assert (annotated.predicate_ids >= 0).any()
 
 
