@@ -148,7 +148,10 @@ def _tensor_files(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
     """Return canonical name -> (file, name in the file), names without reading tensors."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        weight_map = json.loads(index.read_text()).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise _error("the index has no weight_map", index, "fetch it again")
+        shards = sorted(set(weight_map.values()))
         for shard in shards:
             if pathlib.PurePath(shard).name != shard:
                 raise _error(f"the index names {shard!r}, outside the folder", index, "refused")
