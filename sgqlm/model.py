@@ -416,6 +416,14 @@ def load(path: str | os.PathLike, base: str | os.PathLike | None = None) -> Visi
     # a run leaves a config.json of its own beside its checkpoints
     if checkpoint.find(folder) or not (folder / "config.json").exists():
         return VisionLanguageModel(*checkpoint.load_model(folder, base=base))
+    if "train" in _json(folder, "config.json"):
+        raise errors.SgqlmError(
+            "this run has no checkpoint yet",
+            where=str(folder),
+            why="it was stopped before its first one was saved",
+            fix="start the same command again, or set config.train.save_every lower",
+            code=errors.CHECKPOINT,
+        )
     found = hf.load_llava(folder)
     processor = _json(folder, "processor_config.json") or _json(folder, "preprocessor_config.json")
     processor = processor.get("image_processor", processor)

@@ -73,14 +73,22 @@ def evaluate(
         those given exactly (outer blanks apart), their share (None of none), and a list of
         `{"record", "question", "wanted", "given"}`. `swapped` asks the questions about images
         again, where every image and its entities gave way to those of another one; with fewer than
-        two images it is empty.
+        two images it is empty. `broken`: what is wrong with images that cannot be read; questions
+        about them are left out.
     """
     tell = progress or (lambda name: None)
     asked = collect(source, limit)
     rows = sorted({item.image_row for item in asked if item.image_row >= 0})
-    pictures = {row: _picture(model, source.image(row)) for row in rows}
+    pictures, broken = {}, []
+    for row in rows:
+        try:
+            pictures[row] = _picture(model, source.image(row))
+        except (errors.SgqlmError, OSError, ValueError) as error:
+            broken.append(" ".join(str(error).split()))
+    rows = sorted(pictures)
+    asked = [item for item in asked if item.image_row < 0 or item.image_row in pictures]
     tell("answers")
-    result = {"answers": _score(model, asked, pictures, batch_size)}
+    result = {"broken": broken, "answers": _score(model, asked, pictures, batch_size)}
     other = inputs.derangement(len(rows), seed)
     swapped = {row: pictures[rows[k]] for row, k in zip(rows, other, strict=True)}
     seen = [item for item in asked if item.image_row >= 0 and len(rows) > 1]
@@ -96,6 +104,9 @@ def lines(result: Mapping) -> list[str]:
         part = result[name]
         share = "-" if part["accuracy"] is None else f"{part['accuracy']:.3f}"
         out.append(f"{title:16}{share:>7}   {part['exact']} of {part['count']} exactly")
+    if result["broken"]:
+        out.append(f"{len(result['broken'])} images cannot be read; their questions are left out:")
+        out.extend(f"  {reason}" for reason in result["broken"][:SHOWN])
     for miss in result["answers"]["wrong"][:SHOWN]:
         out.append(f"  {miss['record']}: {miss['question']!r}")
         out.append(f"    wanted {miss['wanted']!r}, given {miss['given']!r}")

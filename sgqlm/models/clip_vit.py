@@ -9,6 +9,9 @@ from sgqlm.parallel import rules
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+# A fresh layer starts near the identity: patches are then not blurred before they are read, and
+# small towers learn fine detail, such as shapes, several times sooner.
+_RESIDUAL_INIT = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
 
 
 def normalise(images, dtype):
@@ -32,7 +35,7 @@ class Attention(nn.Module):
             layers.Dense(width, lora=self.lora, name=name)(x).reshape(shape) for name in "qkv"
         )
         y = attention.attend(q, k, v, is_causal=False).reshape(x.shape)
-        return layers.Dense(width, lora=self.lora, name="out")(y)
+        return layers.Dense(width, lora=self.lora, kernel_init=_RESIDUAL_INIT, name="out")(y)
 
 
 class Mlp(nn.Module):
@@ -46,7 +49,7 @@ class Mlp(nn.Module):
         """Map float[B, T, D] to float[B, T, D]."""
         y = layers.Dense(self.config.mlp_dim, lora=self.lora, name="fc1")(x)
         y = functional.activation(self.config.activation)(y)
-        return layers.Dense(x.shape[-1], lora=self.lora, name="fc2")(y)
+        return layers.Dense(x.shape[-1], lora=self.lora, kernel_init=_RESIDUAL_INIT, name="fc2")(y)
 
 
 class Block(nn.Module):

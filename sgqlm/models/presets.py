@@ -4,7 +4,7 @@ import dataclasses
 
 from sgqlm import config, errors
 
-_TINY_VISION = config.VisionConfig(image_size=112, width=96, num_layers=4, num_heads=4, mlp_dim=384)
+_TINY_VISION = config.VisionConfig(image_size=112, width=96, num_layers=3, num_heads=4, mlp_dim=384)
 _TINY_LLM = config.LlmConfig(
     vocab_size=512,
     width=128,

@@ -264,17 +264,19 @@ def _fact_turns(scene, rng):
 
 
 def _lookup_turns(scene, rng):
-    pairs = _descriptions(scene, rng) + [_hop(scene, rng, r) for r in scene.relations]
-    return _shuffled(rng, [pair for pair in pairs if pair])[:10]
+    """Ask for the rest of objects, some by two of their names, and for one partner."""
+    hops = [pair for r in _shuffled(rng, scene.relations) if (pair := _hop(scene, rng, r))]
+    return _shuffled(rng, _descriptions(scene, rng)[:9] + hops[:1])
 
 
 def _descriptions(scene, rng):
-    pairs = []
-    for k, item in enumerate(scene.objects):
-        if nouns := references(scene, k):
-            noun = _pick(rng, nouns)
+    firsts, seconds = [], []
+    for k in rng.permutation(len(scene.objects)).tolist():
+        item = scene.objects[k]
+        nouns = _shuffled(rng, references(scene, k))[:2]
+        for noun, pairs in zip(nouns, (firsts, seconds), strict=False):
             pairs.append((grammar.write("describe", 0, first=noun), _rest(item, noun)))
-    return pairs
+    return firsts + seconds
 
 
 def _hop(scene, rng, relation, kind="describe_hop"):

@@ -148,6 +148,8 @@ def image_digest(stage: config.StageConfig, loader: pipeline.Loader, *, split: s
 
 
 def _loader(settings, stage, tokenizer, sources, start, with_images, labels) -> pipeline.Loader:
+    if stage.objective == "region_text":
+        settings = without_dropout(settings)  # nothing can be named on a blank image
     given = [source.weight for source in stage.sources]
     weights = given if len(sources) == len(given) and set(given) != {1.0} else None
     return pipeline.Loader(

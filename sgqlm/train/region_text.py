@@ -54,7 +54,8 @@ def region_loss(
     boxes, chosen = None, None
     if graph.predicate_ids is not None:
         boxes = graph.boxes
-        chosen, predicates, is_pair = _choose_pairs(graph.predicate_ids[..., 0], is_used, key)
+        draw = jax.random.fold_in(jax.random.key(0) if key is None else key, 1)
+        chosen, predicates, is_pair = _choose_pairs(graph.predicate_ids[..., 0], is_used, draw)
     features = vlm.encode_images(params, cfg, batch.images, dropout_key=key)
     args = (params, cfg, features, graph.coverage)
     logits, pairs = vlm.region_logits(*args, boxes=boxes, chosen=chosen)
@@ -89,7 +90,7 @@ def _choose_pairs(predicates, is_used, key) -> tuple[jax.Array, jax.Array, jax.A
     """
     batch, num = is_used.shape
     exists = is_used[:, :, None] & is_used[:, None] & ~jnp.eye(num, dtype=bool)
-    noise = jax.random.uniform(jax.random.key(0) if key is None else key, exists.shape)
+    noise = jax.random.uniform(key, exists.shape)
     rank = jnp.where(exists, noise + (predicates >= 0), -1.0).reshape(batch, -1)
     found, chosen = jax.lax.top_k(rank, min(NUM_PAIRS, num * num))
     targets = jnp.take_along_axis(predicates.reshape(batch, -1), chosen, axis=1)

@@ -94,3 +94,12 @@ def test_one_image_cannot_be_swapped_and_a_prompt_too_long_counts_as_wrong(tmp_p
     assert found["swapped"] == {"count": 0, "exact": 0, "accuracy": None, "wrong": []}
     assert found["answers"]["wrong"][-1]["given"] == ""
     assert memorised.lines(found)[1] == "images swapped        -   0 of 0 exactly"
+
+
+def test_a_broken_image_is_named_and_the_others_are_measured(tmp_path, source):
+    (tmp_path / "green.png").write_bytes((tmp_path / "green.png").read_bytes()[:40])
+    found = memorised.evaluate(_make(Reader), source)
+    assert found["answers"]["count"] == 5 and found["answers"]["exact"] == 5
+    assert found["swapped"] == found["swapped"] | {"count": 4, "exact": 0}
+    assert len(found["broken"]) == 1 and "green" in found["broken"][0]
+    assert any("green" in line for line in memorised.lines(found))

@@ -111,7 +111,7 @@ def test_padding_and_dummies_change_nothing(small, trained, measure):
     np.testing.assert_allclose(found[2]["predicate_loss"], metrics["predicate_loss"], rtol=1e-6)
     graph.predicate_ids[:, 1, 0] = BESIDE
     found = measure(params, batch._replace(graph=graph))
-    assert found[2]["predicate_loss"][0] > 1.1 * metrics["predicate_loss"][0]
+    assert abs(found[2]["predicate_loss"][0] - metrics["predicate_loss"][0]) > 0.01
 
     halved = batch._replace(row=np.where(np.arange(8) < 4, batch.row, -1).astype(np.int32))
     total, weight, metrics = measure(params, halved)
