@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
         ),
         config_lib.StageConfig(
             name="pretrain",
-            sources=(scenes("lookup", 0.75), scenes("chat", 0.15), scenes("caption", 0.1)),
+            sources=(scenes("lookup", 0.8), scenes("chat", 0.15), scenes("caption", 0.05)),
             steps=1400,
             learning_rates={"llm": 1.3e-3},
             **cached,

@@ -348,8 +348,13 @@ def _text_turns(scene, rng):
 
 
 def _rest(item: world.SceneObject, said: grammar.Noun) -> str:
-    """Return the words of an object that a phrase leaves open."""
-    return " ".join(w for w, known in zip(item.words, said.words, strict=True) if not known)
+    """Return the words of an object that a phrase leaves open, the shape first.
+
+    Whatever follows a word is then found by that word; were the shape last, as in a noun phrase,
+    nothing would ever be found by a shape.
+    """
+    left = [w for w, known in zip(item.words, said.words, strict=True) if not known]
+    return " ".join(left if said.shape else [item.shape, *left[:-1]])
 
 
 def _product(values: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
