@@ -45,8 +45,8 @@ def lines(series: Mapping[str, Series], *, height: int = 190, x_label: str = "st
             f'stroke="{_LINE}"/>'
         )
         parts.append(_text(_LEFT - 6, y + 4, f"{value:g}", anchor="end"))
-    for value in (x_low, x_high):
-        parts.append(_text(place(value, 0)[0], bottom + 16, f"{value:g}", anchor="middle"))
+    for value, anchor in ((x_low, "middle"), (x_high, "end")):  # the last must not be cut off
+        parts.append(_text(place(value, 0)[0], bottom + 16, f"{value:g}", anchor=anchor))
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 30, x_label, anchor="middle"))
     for colour, line in zip(_cycle(len(series)), series.values(), strict=True):
         path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in line)

@@ -192,7 +192,7 @@ def example_card(index: int, example: Example) -> str:
         f'<span style="color:{colour};font-weight:600">{mark} {pages.escape(example.answer)}</span>'
         f'<span class="soft"> &ensp;truth: {pages.escape(example.truth)}</span></p>',
         _tags(example.entities),
-        '<p class="soft" style="margin:0">The model asks, and answers:</p>',
+        '<p class="soft" style="margin:0">The model asks, and answers:</p>' * bool(example.asked),
         *(
             f'<p style="margin:0 0 4px">{pages.escape(question)} <b>{pages.escape(answer)}</b></p>'
             for question, answer in example.asked
