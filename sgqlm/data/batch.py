@@ -168,8 +168,10 @@ class Encoder:
         slot = {int(source): i for i, source in enumerate(nodes.source)}
         for subject, predicate, target in sample.relations:
             if subject in slot and target in slot:
-                tokens = self.encode_label(predicate)[: graph.label_tokens]
-                ids[slot[target], slot[subject], : len(tokens)] = tokens
+                pair = ids[slot[target], slot[subject]]
+                used = int((pair >= 0).sum())  # a pair may stand in several relations
+                tokens = self.encode_label(predicate)[: graph.label_tokens - used]
+                pair[used : used + len(tokens)] = tokens
         return ids
 
 

@@ -211,6 +211,8 @@ class Loader:
         self._workers = data.num_workers if num_workers is None else num_workers
         self.batch_size, self.num_records = batch_size, order.num_records
         self.num_steps = order.num_steps  # None: endless
+        self.content = [source.content for source in sources]
+        self.image_content = [source.image_content for source in sources]
         self.seen = self.faults = 0
 
     def batch(self, step: int) -> types.Batch:

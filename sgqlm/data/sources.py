@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -52,11 +53,15 @@ class Source(abc.ABC):
         name: for messages.
         image_set: name of the set of images; sources with equal ones share their rows.
         num_images: rows of that set.
+        content: digest of all records, wherever they lie.
+        image_content: digest of images and entities alone.
     """
 
     name: str
     image_set: str
     num_images: int
+    content: str
+    image_content: str
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -115,6 +120,8 @@ class SceneSource(Source):
         self._scenes = builder.SceneSource(pathlib.Path(folder), split)
         self.image_set = f"{pathlib.Path(folder).resolve()}:{split}"
         self.num_images = len(self._scenes)
+        manifest = (pathlib.Path(folder) / builder.MANIFEST).read_text()
+        self.content = self.image_content = _digest(manifest, split)
 
     def __len__(self) -> int:
         """Return the number of scenes."""
@@ -170,6 +177,8 @@ class StoreSource(Source):
         self._talks = records.ConversationStore(folder / "conversations", split)
         self._entities = join_entities(entities, folder / "entities", self._images.keys())
         self.image_set, self.num_images = str(folder.resolve()), len(self._images)
+        self.image_content = _digest(self._images.manifest, _content(self._entities))
+        self.content = _digest(self.image_content, self._talks.manifest, split)
 
     def __len__(self) -> int:
         """Return the number of conversations of the split."""
@@ -234,6 +243,11 @@ class JsonSource(Source):
         self._entities = join_entities(entities, file.parent / "entities", keys)
         digest = hashlib.sha256(json.dumps(keys).encode()).hexdigest()
         self.image_set, self.num_images = f"{root.resolve()}:{digest}", len(keys)
+        sizes = [(root / key).stat().st_size for key in keys]
+        self.image_content = _digest(keys, sizes, _content(self._entities))
+        with file.open("rb") as stream:
+            told = hashlib.file_digest(stream, "sha256").hexdigest()
+        self.content = _digest(self.image_content, told, self.dropped)
 
     def __len__(self) -> int:
         """Return the number of usable records."""
@@ -265,7 +279,7 @@ class Joined:
 
     def __init__(self, store: records.EntityStore, keys: Sequence[str]):
         """Find the row of every key of `keys`; the image rows are their positions."""
-        self._store = store
+        self._store, self.content = store, _digest(store.manifest)
         known = store.keys()
         self._rows = None
         if known != list(keys):
@@ -336,6 +350,14 @@ def open_source(source: config.SourceConfig, *, seed: int = 0, budget: float = 0
             code=errors.DATA,
         )
     return JsonSource(path, entities=source.entities, name=source.name, budget=budget)
+
+
+def _content(found: Joined | None) -> str:
+    return found.content if found else ""
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def draw(*parts: str | int | np.integer) -> int:

@@ -10,7 +10,7 @@ from sgqlm.parallel import rules
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 # A fresh layer starts near the identity: patches are then not blurred before they are read, and
-# small towers learn fine detail, such as shapes, several times sooner.
+# small towers learn fine detail, such as shapes, sooner.
 _RESIDUAL_INIT = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
 
 

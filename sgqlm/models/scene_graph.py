@@ -333,7 +333,10 @@ class SceneGraph(nn.Module):
             rows = text(jnp.maximum(graph.predicate_ids, 0)) * known[..., None]
             mean = rows.sum(-2) / jnp.maximum(known.sum(-1, keepdims=True), 1)
             mean = layers.RmsNorm(name="predicate_norm")(mean.astype(dtype))
+            # both ends are told: a subject what it does to whom, an object what is done to it
+            back = layers.Dense(cfg.width, use_bias=False, name="predicate_back")(mean)
             edges = edges + layers.Dense(cfg.width, use_bias=False, name="predicate")(mean)
+            edges = edges + back.swapaxes(1, 2)
         return edges
 
     def _drop_prompts(self, valid):

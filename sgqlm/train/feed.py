@@ -125,8 +125,7 @@ def digest(
     """Return a digest of what decides the order and content of a stage's batches."""
     about = {
         "stage": config.to_dict(stage)["sources"],
-        "records": loader.num_records,
-        "images": loader.num_image_rows,
+        "content": loader.content,
         "tokenizer": tokenizer.digest,
     }
     for source in about["stage"]:
@@ -143,7 +142,7 @@ def image_digest(stage: config.StageConfig, loader: pipeline.Loader, *, split: s
         split: instead of the sources' own.
     """
     sets = {(s.name, s.path, split or s.split, s.entities): None for s in stage.sources}
-    about = repr((list(sets), loader.num_image_rows))
+    about = repr((list(sets), loader.num_image_rows, loader.image_content))
     return hashlib.sha256(about.encode()).hexdigest()
 
 

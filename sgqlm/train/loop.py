@@ -123,6 +123,8 @@ class _Runner:
         folder, meta = self._begun.resumed or (None, None)
         resumed = None
         if meta and (index < meta.stage_index or (index == meta.stage_index and meta.is_final)):
+            if index == meta.stage_index and meta.data != self._digest(stage):
+                raise _other_data(folder)
             self._print(f"{stage.name}: done before")
             return
         if folder and meta and index == meta.stage_index:
@@ -163,6 +165,10 @@ class _Runner:
             validation=self._validation(stage),
             cache=cache,
         )
+
+    def _digest(self, stage: config.StageConfig) -> str:
+        loader = feed.open_loader(self._settings, stage, self._tokenizer)
+        return feed.digest(stage, loader, self._tokenizer)
 
     def _told(self, hooks: stage_loop.Hooks) -> stage_loop.Hooks:
         """Let the sampler know configuration and tokenizer too."""
@@ -355,7 +361,7 @@ def _other_data(folder) -> errors.SgqlmError:
     return errors.SgqlmError(
         "the data set is not the one of the checkpoint",
         where=str(folder),
-        why="the order of the samples would change in the middle of a stage",
+        why="a stage would go on, or count as done, with samples it did not begin with",
         fix="put the data set back, or train in another config.train.workdir",
         code=errors.CHECKPOINT,
     )

@@ -42,7 +42,9 @@ TEXT = config.TextConfig(system="what is this")
 def _model(**graph):
     return config.ModelConfig(
         vision=config.VisionConfig(image_size=28, patch_size=14, width=8, num_heads=1),
-        graph=config.GraphConfig(num_nodes=3, prompt_tokens=6, label_tokens=3, **graph),
+        graph=config.GraphConfig(
+            **{"num_nodes": 3, "prompt_tokens": 6, "label_tokens": 3, **graph}
+        ),
     )
 
 
@@ -348,6 +350,16 @@ def test_annotations_and_predicates_reach_no_input_by_default(folders, tokenizer
     oracle = pipeline.make_batch([told], model=_model(edge_oracle=True), **settings)
     ids = oracle.graph.predicate_ids[0]
     assert (ids[1, 0] >= 0).any() and (ids >= 0).any(-1).sum() == 1
+    wide = _model(edge_oracle=True, label_tokens=8)
+    both = [(0, "left of", 1), (0, "on", 1)]
+    pairs = [
+        pipeline.make_batch([dataclasses.replace(told, relations=r)], model=wide, **settings).graph
+        for r in (both, both[:1], both[1:])
+    ]
+    found, *single = (
+        sorted(p.predicate_ids[0, 1, 0][p.predicate_ids[0, 1, 0] >= 0]) for p in pairs
+    )
+    assert found == sorted([*single[0], *single[1]])  # a pair may stand in several relations
 
 
 def test_built_and_direct_data_give_the_same_batches(folders, tokenizer, tmp_path):

@@ -22,14 +22,14 @@ NUM_SCENES = 200
 NUM_TURNS = 3  # sets of relations a scene appears with: equal questions, other answers
 SCENES = config.SceneConfig(missed=0.0, spurious=0.0, box_jitter=0.0)
 TEXT = config.TextConfig(system="")
-LENGTH = 256
-BATCH = 8
+LENGTH = 40
+BATCH = 32
+STEPS = 1500
 
 
-def _conversation(scene: world.Scene, seed: int):
+def _questions(scene: world.Scene, seed: int):
     """Ask for the partner of every subject; the words depend on subjects and predicates only."""
     rng = np.random.default_rng((scene.index, seed))
-    turns = []
     for relation in scene.relations:
         if nouns := questions.references(scene, relation.subject):
             for attribute in ("colour", "shape"):
@@ -37,15 +37,15 @@ def _conversation(scene: world.Scene, seed: int):
                 text = grammar.write(
                     "one_hop", 0, attribute=attribute, first=noun, predicate=relation.predicate
                 )
-                turns.append({"from": "human", "value": text})
                 answer = getattr(scene.objects[relation.object], attribute)
-                turns.append({"from": "gpt", "value": answer})
-    turns[0] = {"from": "human", "value": "<image>\n" + turns[0]["value"]}
-    return turns
+                yield [
+                    {"from": "human", "value": "<image>\n" + text},
+                    {"from": "gpt", "value": answer},
+                ]
 
 
-def _sample(index: int, turn: int) -> pipeline.Sample:
-    """Return a scene whose partners changed places `turn` times, so that none is known by heart."""
+def _samples(index: int, turn: int):
+    """Yield a scene whose partners changed places `turn` times, so that none is known by heart."""
     scene = world.make_scene(SCENES, "train", index)
     _, id_mask = render.draw(scene)
     entities, truth = world.detect(scene, id_mask, SCENES)
@@ -60,8 +60,8 @@ def _sample(index: int, turn: int) -> pipeline.Sample:
     scene = dataclasses.replace(scene, relations=tuple(changed))
     relations = [(slot[r.subject], r.predicate, slot[r.object]) for r in scene.relations]
     entities = dataclasses.replace(entities, labels=labels)
-    turns = _conversation(scene, turn)
-    return pipeline.Sample(index, None, turns, entities, f"scene/{index}", relations=relations)
+    for turns in _questions(scene, turn):
+        yield pipeline.Sample(index, None, turns, entities, f"scene/{index}", relations=relations)
 
 
 def _model(vocab_size: int) -> config.ModelConfig:
@@ -71,6 +71,7 @@ def _model(vocab_size: int) -> config.ModelConfig:
         tiny,
         llm=dataclasses.replace(tiny.llm, vocab_size=vocab_size),
         graph=dataclasses.replace(tiny.graph, edge_oracle=True, edge_visual=False),
+        projector=config.ProjectorConfig(merge=8),  # the images are blank: one token is enough
         prototypes=config.PrototypeConfig(mode="none"),
         llm_lora=none,
         vision_lora=none,
@@ -87,26 +88,28 @@ def _accuracy(params, model, batch, features, permutation=None):
     return ((found == wanted) & counted).sum() / counted.sum()
 
 
+def _rows(batch: types.Batch, picked) -> types.Batch:
+    return types.Batch(*jax.tree.map(lambda x: x[picked], tuple(batch)))
+
+
 @pytest.mark.slow
-@pytest.mark.xfail(reason="not shown yet: this form of the test has not been run to its end")
 @pytest.mark.timeout(1200)
 def test_one_hop_questions_are_overfit_with_true_edges_only():
     scenes = [world.make_scene(SCENES, "train", i) for i in range(2 * NUM_SCENES)]
     usable = [i for i, scene in enumerate(scenes) if len(scene.relations) > 2][:NUM_SCENES]
-    samples = [_sample(i, turn) for i in usable for turn in range(NUM_TURNS)]
+    samples = [s for i in usable for turn in range(NUM_TURNS) for s in _samples(i, turn)]
     corpus = [turn["value"] for sample in samples for turn in sample.turns]
     words = tokenizer.load(tokenizer.train([*grammar.words(), *corpus], 512))
     model = _model(words.vocab_size)
     args = {"model": model, "text": TEXT, "tokenizer": words, "length": LENGTH}
     whole = pipeline.make_batch(samples, **args)
-    features = np.zeros((len(samples), model.vision.num_patches, model.vision.width), np.float32)
+    blank = np.zeros((len(samples), model.vision.num_patches, model.vision.width), np.float32)
     params = jax.jit(lambda key: vlm.init_params(model, key))(jax.random.key(0))
     row = config.StageConfig(
         learning_rates={"llm": 1.5e-3, "graph": 1e-3}, b2=0.98, warmup=0.05, final_lr=0.02
     )
-    num_steps = 2500
     trainable, frozen = state.split(params, row.learning_rates)
-    optimizer = optim.make(row, num_steps)
+    optimizer = optim.make(row, STEPS)
     current = step.init_state(trainable, optimizer)
 
     def lm(params, batch, key, features=None):
@@ -114,21 +117,21 @@ def test_one_hop_questions_are_overfit_with_true_edges_only():
 
     train_step = step.make_train_step(lm, optimizer)
     rng, key = np.random.default_rng(0), jax.random.key(0)
-    for index in range(num_steps):
+    for index in range(STEPS):
         picked = rng.choice(len(samples), BATCH, replace=False)
-        batch = types.Batch(*jax.tree.map(lambda x, rows=picked: x[rows], tuple(whole)))
-        current, report = train_step(current, frozen, batch, features[:BATCH], key)
+        batch = _rows(whole, picked)
+        current, report = train_step(current, frozen, batch, blank[:BATCH], key)
         if index % 250 == 249:
             print(f"step {index + 1}: {float(report['answer_accuracy']):.3f} of the batch's words")
     trained = state.join(current.trainable, frozen)
 
-    turn = np.tile(np.arange(model.graph.num_nodes), (len(samples), 1))
+    turn = np.tile(np.arange(model.graph.num_nodes, dtype=np.int32), (len(samples), 1))
     for row_index, valid in enumerate(whole.graph.valid):
         count = int(valid.sum())
         turn[row_index, :count] = np.roll(np.arange(count), 1)
     accuracy = jax.jit(_accuracy, static_argnums=1)
-    intact = float(accuracy(trained, model, whole, features))
-    permuted = float(accuracy(trained, model, whole, features, jnp.asarray(turn, jnp.int32)))
+    intact = float(accuracy(trained, model, whole, blank))
+    permuted = float(accuracy(trained, model, whole, blank, jnp.asarray(turn)))
     print(f"one-hop answers: {intact:.3f} with true edges, {permuted:.3f} with permuted edges")
     assert intact >= 0.95
     assert permuted <= 0.7

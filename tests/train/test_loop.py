@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import signal
 
@@ -112,6 +113,22 @@ def test_a_finished_run_is_not_done_again(plan, whole, capsys):
     again = loop.run(plan, workdir)
     assert toys.same(again.params, result.params)
     assert "instruct: done before" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_taken_for_one_of_other_data(plan, tmp_path):
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+    file = tmp_path / "talks.json"
+    file.write_text(json.dumps([{"id": "0", "conversations": turns}] * 4))
+    source = config.SourceConfig(name="talks", path=str(file))
+    row = micro.stage("align", 1, "llm", sources=(source,))
+    short = dataclasses.replace(plan, train=dataclasses.replace(plan.train, stages=(row,)))
+    loop.run(short, tmp_path / "run")
+    loop.run(short, tmp_path / "run")
+    turns[1]["value"] = "oh"
+    file.write_text(json.dumps([{"id": "0", "conversations": turns}] * 4))
+    with pytest.raises(errors.SgqlmError, match="not the one of the checkpoint") as caught:
+        loop.run(short, tmp_path / "run")
+    assert caught.value.code == errors.CHECKPOINT
 
 
 def test_only_what_differs_from_the_base_is_saved(plan, whole, tmp_path):
