@@ -6,23 +6,24 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from PIL import Image
 
 from sgqlm import config as config_lib
 from sgqlm import errors, types
-from sgqlm.convert import hf
+from sgqlm.convert import exporting, importing, source
+from sgqlm.convert import leaves as leaves_lib
 from sgqlm.data import graphs
 from sgqlm.data import images as image_lib
 from sgqlm.decode import ask as asking
 from sgqlm.decode import generate as generating
 from sgqlm.decode import inputs, sample
 from sgqlm.models import vlm
-from sgqlm.text import tokenizer
 from sgqlm.train import checkpoint, region_text
 
 
@@ -316,8 +317,8 @@ class VisionLanguageModel:
             ids = np.asarray(_labels(self.params, np.stack(pixels), coverage, config=model))
             for found, seen, rows in zip(chunk, nodes, ids, strict=False):
                 labels = [""] * len(found)
-                for source, label in zip(seen.source, rows, strict=False):
-                    labels[source] = self.tokenizer.decode(label.tolist())
+                for index, label in zip(seen.source, rows, strict=False):
+                    labels[index] = self.tokenizer.decode(label.tolist())
                 out.append(dataclasses.replace(found, labels=labels))
         return out
 
@@ -354,19 +355,32 @@ class VisionLanguageModel:
         )
 
     def save_pretrained(
-        self, folder: str | os.PathLike, format: Literal["llava", "peft", "sgqlm"] = "llava"
-    ) -> None:
-        """Export the model for other libraries.
+        self,
+        folder: str | os.PathLike,
+        format: exporting.Format = "llava",
+        *,
+        options: exporting.Options = exporting.Options(),
+    ) -> exporting.Report:
+        """Export the model for other libraries; `sgqlm export` does the same from a checkpoint.
+
+        Args:
+            folder: is made.
+            format: `llava` (standard, adapters merged), `peft` (adapters only) or `sgqlm` (all).
+            options: dtype, size of files, what may be left out.
+
+        Returns:
+            The manifest, and notes on what differs.
 
         Raises:
-            SgqlmError: always, until exports are part of sgqlm.
+            SgqlmError: the format cannot hold a part of the model, or the folder exists.
         """
-        raise errors.SgqlmError(
-            f"exporting as {format!r} is not part of this version",
-            where=str(folder),
-            fix="use the checkpoint folder, which `sgqlm.load` reads",
-            code=errors.CHECKPOINT,
-        )
+        flat = traverse_util.flatten_dict(self.params, sep="/")
+        leaves = {path: leaves_lib.of_array(np.asarray(leaf)) for path, leaf in flat.items()}
+        words = self._tokenizer.model_bytes if self._tokenizer else b""
+        found = source.Source(self.config.model, self.config.text, leaves, tokenizer=words)
+        digest = exporting.config_digest(config_lib.to_dict(self.config))
+        facts = {"source": "a model in memory", "config_digest": digest}
+        return exporting.write(found, format, folder, facts=facts, options=options)
 
     @functools.cached_property
     def _generator(self) -> generating.Generator:
@@ -424,17 +438,10 @@ def load(path: str | os.PathLike, base: str | os.PathLike | None = None) -> Visi
             fix="start the same command again, or set config.train.save_every lower",
             code=errors.CHECKPOINT,
         )
-    found = hf.load_llava(folder)
-    processor = _json(folder, "processor_config.json") or _json(folder, "preprocessor_config.json")
-    processor = processor.get("image_processor", processor)
-    is_cropped = processor.get("do_center_crop", False) and not processor.get("do_pad", False)
-    model = dataclasses.replace(found.config, image_fit="crop" if is_cropped else "pad")
-    is_legacy = _json(folder, "tokenizer_config.json").get("legacy", True) is not False
-    text = config_lib.TextConfig(
-        tokenizer=str(found.tokenizer or ""), legacy=is_legacy, template="vicuna_v1"
-    )
-    words = tokenizer.load(found.tokenizer, legacy=is_legacy) if found.tokenizer else None
-    return VisionLanguageModel(config_lib.Config(model=model, text=text), found.params, words)
+    with importing.open_any(folder) as found:
+        words = exporting.open_tokenizer(found)
+        settings = config_lib.Config(model=found.config, text=found.text)
+        return VisionLanguageModel(settings, found.params(), words)
 
 
 def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:

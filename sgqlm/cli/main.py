@@ -3,6 +3,7 @@
 import difflib
 import errno
 import importlib
+import keyword
 import os
 import sys
 import traceback
@@ -22,6 +23,9 @@ VERBS = {
     "generate": "answer one prompt about one image",
     "ask": "let the model ask about an image and answer itself",
     "chat": "talk about an image",
+    "import": "make a checkpoint of a LLaVA, CLIP and LLaMA, SQ-LLaVA, peft adapter or export",
+    "export": "write a model for transformers, peft or vLLM",
+    "ckpt": "check checkpoints and exports",
 }
 UNEXPECTED = 1
 BROKEN_PIPE = 141  # what a shell reports for a process ended by SIGPIPE
@@ -72,7 +76,8 @@ def _dispatch(words: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         fix = f"did you mean `sgqlm {near[0]}`?" if near else "known verbs: " + ", ".join(VERBS)
         raise errors.SgqlmError(f"unknown verb {verb!r}", where="sgqlm " + " ".join(words), fix=fix)
-    return importlib.import_module(f"sgqlm.cli.{verb}").run(rest)
+    module = verb + "_" * keyword.iskeyword(verb)
+    return importlib.import_module(f"sgqlm.cli.{module}").run(rest)
 
 
 def usage() -> str:

@@ -1,17 +1,16 @@
-"""Load a Hugging Face LLaVA folder: config, safetensors in any known key layout."""
+"""Open Hugging Face models: LLaVA folders in any known key layout, CLIP and LLaMA apart."""
 
+import functools
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import numpy as np
-import safetensors
 
-from sgqlm import config, errors, types
-from sgqlm.convert import names
-
-_ACTIVATIONS = ("gelu", "quick_gelu")
+from sgqlm import config, types
+from sgqlm.convert import hf_config, names, source, tensors
+from sgqlm.convert import leaves as leaves_lib
 
 
 class Imported(NamedTuple):
@@ -41,200 +40,191 @@ def load_llava(folder: str | pathlib.Path) -> Imported:
     Raises:
         SgqlmError: config or weights are missing, or the tensors do not match the table.
     """
-    folder = pathlib.Path(folder)
-    cfg = read_config(folder)
-    files = _tensor_files(folder)
-    entries = names.llm_entries(cfg.llm) + names.vision_entries() + names.projector_entries()
-    wanted = {}
-    for entry in entries:
-        count = names.num_layers(entry, cfg)
-        for i in range(count or 1):
-            wanted[entry.name.format(i=i)] = None
-    carried = [name for name in files if names.is_carried(name, cfg)]
-    _check_names(folder, set(wanted), set(files) - set(carried), cfg)
-    params: types.Params = {}
-    with _Reader(files) as read:
-        for entry in entries:
-            count = names.num_layers(entry, cfg)
-            parts = [
-                names.from_torch(read(entry.name.format(i=i)), entry.layout)
-                for i in range(count or 1)
-            ]
-            _set(params, entry.path, parts[0] if count is None else np.stack(parts))
-        kept = {name: read(name) for name in carried}
-    tokenizer = folder / "tokenizer.model"
-    return Imported(cfg, params, kept, tokenizer if tokenizer.is_file() else None)
+    with open_llava(folder) as found:
+        carried = {name: leaf.load() for name, leaf in found.carried.items()}
+        tokenizer = pathlib.Path(folder) / "tokenizer.model" if found.tokenizer else None
+        return Imported(found.config, found.params(), carried, tokenizer)
 
 
 def read_config(folder: pathlib.Path) -> config.ModelConfig:
-    """Translate config.json, in the spelling of transformers 4 or 5.
+    """Translate config.json of a LLaVA folder; see `hf_config.llava`."""
+    return hf_config.llava(folder)
+
+
+def open_llava(
+    folder: str | pathlib.Path, *, clip: str | pathlib.Path | None = None
+) -> source.Source:
+    """Open a LLaVA in any of its five key layouts, without reading a tensor.
+
+    Args:
+        folder: of the model.
+        clip: folder of the vision tower, where the model does not hold its own (liuhaotian's).
 
     Raises:
-        SgqlmError: the file is missing, broken, or asks for something this model does not do.
+        SgqlmError: config or weights are missing, or the tensors do not match the table; nothing
+            stays open.
     """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise _error("there is no config.json", file, "give the folder of a LLaVA model")
+    folder = pathlib.Path(folder)
+    cfg = hf_config.llava(folder, vision=None if clip is None else pathlib.Path(clip))
+    text, words = hf_config.text(folder)
+    tree = hf_config.read_json(folder)
+    token = tree.get("image_token_index", tree.get("image_token_id"))
+    about = {"kind": "llava", "base": folder.resolve().name, "image_token_id": token}
+    found = source.Source(cfg, text, {}, tokenizer=words, about=about)
     try:
-        tree = json.loads(file.read_text())
-    except ValueError as error:
-        raise _error(f"config.json is not JSON: {error}", file, "fetch it again") from error
-    if tree.get("model_type") != "llava":
-        why = f"its model_type is {tree.get('model_type')!r}"
-        raise _error(f"not a LLaVA model: {why}", file, "give a folder with model_type llava")
-    return config.ModelConfig(
-        vision=_vision_config(tree, file),
-        llm=_llm_config(tree, file),
-        projector=config.ProjectorConfig(
-            activation=_one_of(tree.get("projector_hidden_act", "gelu"), _ACTIVATIONS, file)
-        ),
-        graph=config.GraphConfig(enabled=False),
-        compute_dtype="float32" if _dtype(tree) == "float32" else "bfloat16",
-    )
-
-
-def _vision_config(tree: Mapping[str, Any], file) -> config.VisionConfig:
-    vision = tree.get("vision_config", {})
-    strategy = tree.get("vision_feature_select_strategy", "default")
-    _one_of(strategy, ("default",), file)
-    layer = tree.get("vision_feature_layer", -2)
-    if not isinstance(layer, int):
-        raise _error(f"vision_feature_layer {layer} is not one layer", file, "one layer only")
-    default = config.VisionConfig()
-    return config.VisionConfig(
-        image_size=vision.get("image_size", default.image_size),
-        patch_size=vision.get("patch_size", default.patch_size),
-        width=vision.get("hidden_size", default.width),
-        num_layers=vision.get("num_hidden_layers", default.num_layers),
-        num_heads=vision.get("num_attention_heads", default.num_heads),
-        mlp_dim=vision.get("intermediate_size", default.mlp_dim),
-        layer_norm_eps=vision.get("layer_norm_eps", default.layer_norm_eps),
-        activation=_one_of(vision.get("hidden_act", "quick_gelu"), _ACTIVATIONS, file),
-        feature_layer=layer,
-    )
-
-
-def _llm_config(tree: Mapping[str, Any], file) -> config.LlmConfig:
-    text = tree.get("text_config", {})
-    _one_of(text.get("model_type", "llama"), ("llama",), file)
-    _one_of(text.get("hidden_act", "silu"), ("silu",), file)
-    for key in ("attention_bias", "mlp_bias"):
-        _one_of(text.get(key, False), (False,), file)
-    rope = text.get("rope_parameters") or {}
-    scaling = text.get("rope_scaling") or {}
-    kind = rope.get("rope_type", scaling.get("rope_type", scaling.get("type", "default")))
-    _one_of(kind, ("default",), file)
-    default = config.LlmConfig()
-    heads = text.get("num_attention_heads", default.num_heads)
-    width = text.get("hidden_size", default.width)
-    theta = rope.get("rope_theta", text.get("rope_theta", default.rope_theta))
-    tied = text.get("tie_word_embeddings", tree.get("tie_word_embeddings", False))
-    return config.LlmConfig(
-        vocab_size=text.get("vocab_size", default.vocab_size),
-        width=width,
-        num_layers=text.get("num_hidden_layers", default.num_layers),
-        num_heads=heads,
-        num_kv_heads=text.get("num_key_value_heads") or heads,
-        head_dim=text.get("head_dim") or width // heads,
-        mlp_dim=text.get("intermediate_size", default.mlp_dim),
-        rms_norm_eps=text.get("rms_norm_eps", 1e-6),
-        rope_theta=float(theta),
-        max_positions=text.get("max_position_embeddings", 2048),
-        tie_embeddings=bool(tied),
-    )
-
-
-def _tensor_files(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
-    """Return canonical name -> (file, name in the file), names without reading tensors."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = json.loads(index.read_text()).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise _error("the index has no weight_map", index, "fetch it again")
-        shards = sorted(set(weight_map.values()))
-        for shard in shards:
-            if pathlib.PurePath(shard).name != shard:
-                raise _error(f"the index names {shard!r}, outside the folder", index, "refused")
-    else:
-        shards = ["model.safetensors"]
-    found: dict[str, tuple[pathlib.Path, str]] = {}
-    for shard in shards:
-        file = folder / shard
-        if not file.is_file():
-            raise _error(f"the weights {shard} are missing", file, "give the complete folder")
-        try:
-            with safetensors.safe_open(file, framework="numpy") as tensors:
-                keys = list(tensors.keys())
-        except safetensors.SafetensorError as error:
-            raise _error(f"{shard} cannot be read: {error}", file, "fetch it again") from error
-        for key in keys:
-            name = names.canonical(key)
-            if name in found:
-                raise _error(f"two tensors are both {name}", file, "one of them must go")
-            found[name] = (file, key)
+        given = found.files.enter_context(tensors.open_folder(folder))
+        entries = names.llava_entries(cfg)
+        if clip is None:
+            add(found, given, entries, canonical=names.canonical, where=folder)
+        else:
+            rows = [e for e in entries if not e.path.startswith("vision/")]
+            add(found, given, rows, canonical=names.canonical, where=folder)
+            tower = found.files.enter_context(tensors.open_folder(clip))
+            add(
+                found,
+                tower,
+                names.vision_entries(),
+                canonical=names.of_clip,
+                where=clip,
+                may_leave=names.is_clip_text,
+            )
+        leaves_lib.check_shapes(found.leaves, cfg, where=str(folder))
+    except BaseException:
+        found.files.close()
+        raise
     return found
 
 
-def _check_names(folder, wanted: set[str], found: set[str], cfg: config.ModelConfig) -> None:
-    tied_head = "language_model.lm_head.weight"
-    if cfg.llm.tie_embeddings:
-        found = found - {tied_head}
-    missing, extra = sorted(wanted - found), sorted(found - wanted)
-    if not missing and not extra:
-        return
-    table = [f"missing     {name}" for name in missing]
-    table += [f"unexpected  {name}" for name in extra]
-    shown = "\n    ".join(table[:20] + [f"... {len(table) - 20} more"] * (len(table) > 20))
-    raise _error(
-        f"{len(missing)} tensors are missing and {len(extra)} are unexpected",
-        folder,
-        "the weights must match config.json exactly",
-        why="\n    " + shown,
+def open_towers(
+    clip: str | pathlib.Path, llama: str | pathlib.Path, *, dtype: str = "bfloat16"
+) -> source.Source:
+    """Open a CLIP tower and a LLaMA for a fresh run; the projector is yet to be made.
+
+    Args:
+        clip: folder of a CLIP model, or of its vision tower.
+        llama: folder of the language model, such as Vicuna's.
+        dtype: the model computes in.
+
+    Raises:
+        SgqlmError: a folder is of another kind, or its tensors do not match the table.
+    """
+    found = plan_towers(clip, llama, dtype=dtype)
+    try:
+        add_towers(found, clip, llama)
+    except BaseException:
+        found.files.close()
+        raise
+    return found
+
+
+def plan_towers(
+    clip: str | pathlib.Path, llama: str | pathlib.Path, *, dtype: str = "bfloat16"
+) -> source.Source:
+    """Return what `open_towers` does, before its tensors are looked for."""
+    clip, llama = pathlib.Path(clip), pathlib.Path(llama)
+    cfg = config.ModelConfig(
+        vision=hf_config.clip(clip),
+        llm=hf_config.llama(llama),
+        graph=config.GraphConfig(enabled=False),
+        compute_dtype="float32" if dtype == "float32" else "bfloat16",
+    )
+    text, words = hf_config.text(llama)
+    return source.Source(
+        cfg, text, {}, tokenizer=words, about={"kind": "towers", "base": llama.resolve().name}
     )
 
 
-class _Reader:
-    """Reads tensors by canonical name, each file opened once."""
+def add_towers(
+    found: source.Source,
+    clip: str | pathlib.Path,
+    llama: str | pathlib.Path,
+    *,
+    may_leave: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Bring a CLIP tower and a LLaMA under the table.
 
-    def __init__(self, files: dict[str, tuple[pathlib.Path, str]]):
-        self._files, self._open = files, {}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for handle in self._open.values():
-            handle.__exit__(None, None, None)
-
-    def __call__(self, name: str) -> np.ndarray:
-        file, key = self._files[name]
-        if file not in self._open:
-            self._open[file] = safetensors.safe_open(file, framework="numpy").__enter__()
-        return self._open[file].get_tensor(key)
-
-
-def _set(tree: types.Params, path: str, value: np.ndarray) -> None:
-    *parents, leaf = path.split("/")
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[leaf] = value
+    Args:
+        found: takes the leaves.
+        clip: folder of the tower.
+        llama: folder of the language model.
+        may_leave: canonical names of the latter that another folder answers for.
+    """
+    tower = found.files.enter_context(tensors.open_folder(clip))
+    rows, skip = names.vision_entries(), names.is_clip_text
+    add(found, tower, rows, canonical=names.of_clip, where=clip, may_leave=skip)
+    given = found.files.enter_context(tensors.open_folder(llama))
+    rows = names.llm_entries(found.config.llm)
+    add(found, given, rows, canonical=names.canonical, where=llama, may_leave=may_leave)
 
 
-def _dtype(tree: Mapping[str, Any]) -> str:
-    text = tree.get("text_config", {})
-    known = [tree.get("dtype"), tree.get("torch_dtype"), text.get("dtype"), text.get("torch_dtype")]
-    return next((name for name in known if name), "float32")
+def add(
+    found: source.Source,
+    given: tensors.TensorFiles,
+    entries: Collection[names.Entry],
+    *,
+    canonical: Callable[[str], str],
+    where: str | pathlib.Path,
+    may_leave: Callable[[str], bool] = lambda name: False,
+    only: Collection[str] | None = None,
+) -> None:
+    """Bring the tensors of some files under a name table, every one of them exactly once.
+
+    Args:
+        found: takes the leaves, and what is carried.
+        given: the files.
+        entries: the table; all of its tensors have to be there.
+        canonical: turns a name of the files into one of the table.
+        where: the folder, for messages.
+        may_leave: canonical names that another table answers for.
+        only: names in the files to look at; None: all.
+
+    Raises:
+        SgqlmError: tensors are missing or unexpected, or two are the same one.
+    """
+    cfg = found.config
+    known: dict[str, str] = {}
+    for name in given.names if only is None else sorted(only):
+        short = canonical(name)
+        if names.is_ignored(short) or may_leave(short):
+            continue
+        if short in known:
+            fix = "one of them must go"
+            raise hf_config.error(
+                f"two tensors are both {short}", where, fix, f"{known[short]}, {name}"
+            )
+        known[short] = name
+    wanted = {
+        entry.name.format(i=i): None
+        for entry in entries
+        for i in range(names.num_layers(entry, cfg) or 1)
+    }
+    if cfg.llm.tie_embeddings and names.EMBEDDING in wanted and names.HEAD in known:
+        _check_tied(given, known, where)
+        known.pop(names.HEAD)
+    carried = {name for name in known if name not in wanted and names.is_carried(name, cfg)}
+    table = [f"missing     {name}" for name in sorted(set(wanted) - set(known))]
+    table += [f"unexpected  {name}" for name in sorted(set(known) - set(wanted) - carried)]
+    if table:
+        raise leaves_lib.mismatch(table, str(where), "the weights must match config.json exactly")
+
+    def info(name):
+        return given.info(known[name])
+
+    def read(name):
+        return given.read(known[name])
+
+    found.leaves.update(leaves_lib.from_table(list(entries), cfg, info, read))
+    for name in sorted(carried):
+        dtype, shape = info(name)
+        found.carried[name] = leaves_lib.Leaf(dtype, shape, functools.partial(read, name))
 
 
-def _one_of(value, allowed, file):
-    if value not in allowed:
-        raise _error(
-            f"the setting {value!r} is not supported",
-            file,
-            "supported: " + ", ".join(map(repr, allowed)),
+def _check_tied(given, known, where) -> None:
+    head, rows = (known[name] for name in (names.HEAD, names.EMBEDDING))
+    if given.info(head) != given.info(rows) or (given.read(head) != given.read(rows)).any():
+        raise hf_config.error(
+            "the output head differs from the embeddings that it is said to be tied to",
+            where,
+            "set tie_word_embeddings to false in config.json",
+            f"{head} is another tensor than {rows}",
         )
-    return value
-
-
-def _error(what: str, where, fix: str, why: str = "") -> errors.SgqlmError:
-    return errors.SgqlmError(what, where=str(where), why=why, fix=fix, code=errors.CHECKPOINT)

@@ -5,11 +5,14 @@ turns the other layouts in circulation into it.
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from flax import traverse_util
 
 from sgqlm import config
+from sgqlm.models import vlm
 
 
 class Entry(NamedTuple):
@@ -27,6 +30,11 @@ class Entry(NamedTuple):
 
 
 _TEXT, _VISION = "language_model.model.", "vision_tower.vision_model."
+HEAD = "language_model.lm_head.weight"
+POST_NORM = _VISION + "post_layernorm."
+EMBEDDING = _TEXT + "embed_tokens.weight"
+# what older programs store and no program needs
+_IGNORED = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
 _CANONICAL = (
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
@@ -51,6 +59,32 @@ def canonical(name: str) -> str:
     return name
 
 
+def of_clip(name: str) -> str:
+    """Return the hub-layout name of a tensor of a CLIP model or of its vision tower.
+
+    The text side of a whole CLIP keeps its own names.
+    """
+    name = re.sub(
+        r"^(vision_model\.)?(?=embeddings|pre_layrnorm|encoder|post_layernorm)", _VISION, name
+    )
+    return canonical(name)
+
+
+def of_adapter(name: str) -> str:
+    """Return the hub-layout name of a tensor of an adapter, whatever model it was wrapped around.
+
+    Example: `base_model.model.model.layers.0.mlp.up_proj.lora_A.weight` gives
+    `language_model.model.layers.0.mlp.up_proj.lora_A.weight`.
+    """
+    name = re.sub(r"\.lora_([AB])\.(?:\w+\.)?weight$", r".lora_\1.weight", name)
+    return canonical(name.removeprefix("base_model.model."))
+
+
+def is_clip_text(name: str) -> bool:
+    """Tell whether a tensor belongs to the half of a CLIP that a vision model does not have."""
+    return name.startswith(("text_model.", "text_projection.", "visual_projection.", "logit_scale"))
+
+
 def llm_entries(cfg: config.LlmConfig) -> list[Entry]:
     """Return the rows of the language model."""
     layer, block = _TEXT + "layers.{i}.", "llm/blocks/"
@@ -66,7 +100,7 @@ def llm_entries(cfg: config.LlmConfig) -> list[Entry]:
         Entry("llm/norm/scale", _TEXT + "norm.weight"),
     ]
     if not cfg.tie_embeddings:
-        rows.append(Entry("llm/head/kernel", "language_model.lm_head.weight", "linear"))
+        rows.append(Entry("llm/head/kernel", HEAD, "linear"))
     return rows
 
 
@@ -92,22 +126,80 @@ def vision_entries() -> list[Entry]:
     return rows
 
 
-def projector_entries() -> list[Entry]:
-    """Return the rows of LLaVA's two-layer projector."""
+def projector_entries(cfg: config.ProjectorConfig) -> list[Entry]:
+    """Return the rows of the projector."""
     rows = []
-    for i in ("1", "2"):
+    for i in ("1",) if cfg.kind == "linear" else ("1", "2"):
         name = f"multi_modal_projector.linear_{i}."
         rows.append(Entry(f"projector/fc{i}/kernel", name + "weight", "linear"))
         rows.append(Entry(f"projector/fc{i}/bias", name + "bias"))
     return rows
 
 
+def llava_entries(cfg: config.ModelConfig) -> list[Entry]:
+    """Return the rows of a whole LLaVA, without prototypes, graph and adapters."""
+    return [*llm_entries(cfg.llm), *vision_entries(), *projector_entries(cfg.projector)]
+
+
+def own_entries(cfg: config.ModelConfig) -> list[Entry]:
+    """Return the rows of every parameter a configuration has, adapters beside their weights.
+
+    What LLaVA has keeps its name; any other path becomes a dotted one, with torch's layout:
+    `graph/round_0/send/kernel` is `graph.round_0.send.weight`.
+    """
+    known = {entry.path: entry for entry in llava_entries(cfg)}
+    return [known.get(path) or _own(path, known) for path in sorted(param_shapes(cfg))]
+
+
+def _own(path: str, known: dict[str, Entry]) -> Entry:
+    folder, leaf = path.rsplit("/", 1)
+    if leaf in ("lora_a", "lora_b"):
+        return Entry(path, known[folder + "/kernel"].name.removesuffix("weight") + leaf)
+    name = {"kernel": "weight", "scale": "weight", "embedding": "weight"}.get(leaf, leaf)
+    layout = "linear" if leaf == "kernel" else "same"
+    return Entry(path, f"{folder}/{name}".replace("/", "."), layout)
+
+
+def adapter_entries(
+    cfg: config.ModelConfig, *, text: str = _TEXT, vision: str = _VISION
+) -> list[Entry]:
+    """Return the rows of the adapters that a model has, as peft names them.
+
+    Args:
+        cfg: the model.
+        text: what stands in place of `language_model.model.` before `layers.0...`.
+        vision: what stands in place of `vision_tower.vision_model.` before `encoder...`.
+    """
+    rows = []
+    for entry in (*llm_entries(cfg.llm), *vision_entries()):
+        is_text = entry.path.startswith("llm/")
+        prefix, old = (text, _TEXT) if is_text else (vision, _VISION)
+        rank = (cfg.llm_lora if is_text else cfg.vision_lora).rank
+        if not rank or "/blocks/" not in entry.path or not entry.path.endswith("/kernel"):
+            continue
+        module = prefix + entry.name.removeprefix(old).removesuffix(".weight")
+        path = entry.path.removesuffix("kernel")
+        rows.append(Entry(path + "lora_a", f"{module}.lora_A.weight", "linear"))
+        rows.append(Entry(path + "lora_b", f"{module}.lora_B.weight", "linear"))
+    return rows
+
+
+def param_shapes(cfg: config.ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter of a model by its path."""
+    flat = traverse_util.flatten_dict(vlm.param_shapes(cfg), sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+
+
+def is_ignored(name: str) -> bool:
+    """Tell whether a tensor is a buffer that older programs stored and nothing needs."""
+    return bool(_IGNORED.search(name))
+
+
 def num_layers(entry: Entry, cfg: config.ModelConfig) -> int | None:
     """Return how many layers a stacked entry holds; None for a single tensor."""
     if "{i}" not in entry.name:
         return None
-    is_text = entry.path.startswith("llm/")
-    return cfg.llm.num_layers if is_text else cfg.vision.num_used_layers
+    return cfg.llm.num_layers if entry.path.startswith("llm/") else cfg.vision.num_used_layers
 
 
 def is_carried(name: str, cfg: config.ModelConfig) -> bool:
@@ -115,7 +207,7 @@ def is_carried(name: str, cfg: config.ModelConfig) -> bool:
 
     Such tensors take no part in the model and are kept for a bit-equal round trip.
     """
-    if name.startswith(_VISION + "post_layernorm."):
+    if name.startswith(POST_NORM):
         return True
     match = re.match(re.escape(_VISION) + r"encoder\.layers\.(\d+)\.", name)
     return bool(match) and int(match.group(1)) >= cfg.vision.num_used_layers
@@ -126,6 +218,20 @@ def from_torch(array: np.ndarray, layout: str) -> np.ndarray:
     if layout == "linear":
         return array.T
     return array.transpose(2, 3, 1, 0) if layout == "conv" else array
+
+
+def shape_from_torch(shape: Sequence[int], layout: str) -> tuple[int, ...]:
+    """Return the shape that `from_torch` gives."""
+    if layout == "linear":
+        return tuple(shape[::-1])
+    return tuple(shape[i] for i in (2, 3, 1, 0)) if layout == "conv" else tuple(shape)
+
+
+def shape_to_torch(shape: Sequence[int], layout: str) -> tuple[int, ...]:
+    """Return the shape that `to_torch` gives."""
+    if layout == "linear":
+        return tuple(shape[::-1])
+    return tuple(shape[i] for i in (3, 2, 0, 1)) if layout == "conv" else tuple(shape)
 
 
 def to_torch(array: np.ndarray, layout: str) -> np.ndarray:

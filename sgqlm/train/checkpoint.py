@@ -22,13 +22,14 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from sgqlm import config, errors, types
-from sgqlm.convert import hf
+from sgqlm.convert import importing, manifest
 from sgqlm.models import vlm
 from sgqlm.text import tokenizer as tokenizer_lib
 
 FORMAT = 1
 FOLDER = "checkpoints"  # inside a work directory
-_ASIDE = ".writing-"
+ASIDE = ".writing-"
+_MANIFEST = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Meta:
         leaves: path -> [dtype, shape] of every parameter of the model, the base's included.
         saved: paths of the parameters that lie in `params/`.
         data: digest of everything that decides the order of the data.
+        carried: tensors of an imported model that take no part in it, as `leaves`.
+        about: facts of an imported model that an export gives back.
         versions: of the libraries that wrote it.
     """
 
@@ -59,6 +62,8 @@ class Meta:
     leaves: dict[str, Any] = dataclasses.field(default_factory=dict)
     saved: tuple[str, ...] = ()
     data: str = ""
+    carried: dict[str, Any] = dataclasses.field(default_factory=dict)
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
@@ -96,13 +101,11 @@ def save(
         SgqlmError: the disk is full or cannot be written.
     """
     root = pathlib.Path(root).absolute()
-    aside = root / (_ASIDE + meta.name)
+    aside = root / (ASIDE + meta.name)
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     saved = {path: leaf for path, leaf in flat.items() if path not in from_base}
     leaves = {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in flat.items()}
-    meta = dataclasses.replace(
-        meta, leaves=leaves, saved=tuple(sorted(saved)), versions=_versions()
-    )
+    meta = dataclasses.replace(meta, leaves=leaves, saved=tuple(sorted(saved)), versions=versions())
     is_main = jax.process_index() == 0
     try:
         if is_main:
@@ -115,7 +118,7 @@ def save(
                 writer.save(aside / "opt", opt)
         _barrier("checkpoint-written")
         if is_main:
-            _finish(aside, root / meta.name, meta, tokenizer)
+            finish(aside, root / meta.name, meta, tokenizer)
             _retain(root, keep)
         _barrier("checkpoint-named")
     except OSError as error:
@@ -173,17 +176,7 @@ def latest(path: str | os.PathLike) -> tuple[pathlib.Path, Meta] | None:
 
 def verify(folder: pathlib.Path) -> list[str]:
     """Return what is wrong with the files of a checkpoint: missing, extra, changed."""
-    try:
-        listed = json.loads((folder / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return [f"manifest.json cannot be read ({type(error).__name__})"]
-    present = _files(folder)
-    faults = [f"{name} is missing" for name in sorted(set(listed) - set(present))]
-    faults += [f"{name} is not listed" for name in sorted(set(present) - set(listed))]
-    for name in sorted(set(listed) & set(present)):
-        if _sha256(present[name]) != listed[name]["sha256"]:
-            faults.append(f"{name} has changed")
-    return faults
+    return manifest.faults(folder, manifest=_MANIFEST)
 
 
 def read_meta(folder: pathlib.Path) -> Meta:
@@ -252,12 +245,7 @@ def load_params(
             if path not in flat:
                 flat[path] = jax.device_put(leaf, places.get(path, one))
     if missing := sorted(set(meta.leaves) - set(flat)):
-        raise errors.SgqlmError(
-            f"{len(missing)} parameters are missing, the first is {missing[0]}",
-            where=str(folder),
-            fix="give the base this checkpoint was trained from",
-            code=errors.CHECKPOINT,
-        )
+        raise incomplete(folder, missing)
     return traverse_util.unflatten_dict({p: flat[p] for p in meta.leaves}, sep="/")
 
 
@@ -268,7 +256,7 @@ def load_opt(folder: pathlib.Path, target: Any) -> Any:
 
 def load_model(
     path: str | os.PathLike, *, base: str | os.PathLike | None = None
-) -> tuple[config.Config, types.Params, tokenizer_lib.Tokenizer]:
+) -> tuple[config.Config, types.Params, tokenizer_lib.Tokenizer | None]:
     """Load a model for inference; the optimizer is not read.
 
     Args:
@@ -276,39 +264,32 @@ def load_model(
         base: where the base lies now, if not where it was.
 
     Returns:
-        Its configuration, parameters and tokenizer.
+        Its configuration, parameters and tokenizer; None if it was imported without one.
 
     Raises:
         SgqlmError: there is no intact checkpoint, or it does not fit its configuration.
     """
-    found = latest(path)
-    if found is None:
-        raise errors.SgqlmError(
-            "no checkpoint was found",
-            where=str(path),
-            fix="give a checkpoint folder or the work directory of a training run",
-            code=errors.CHECKPOINT,
-        )
-    folder, meta = found
+    folder, meta = newest(path)
     cfg = config.from_config_dict(meta.config)
     check_shapes(meta, cfg.model, where=str(folder))
-    tokenizer = open_tokenizer((folder / "tokenizer.model").read_bytes(), cfg.text)
+    words = (folder / "tokenizer.model").read_bytes()
+    tokenizer = open_tokenizer(words, cfg.text) if words else None
     return cfg, load_params(folder, base=base), tokenizer
 
 
 def load_any(path: str | os.PathLike) -> tuple[config.ModelConfig, types.Params, bytes]:
-    """Load what a run may start from: a checkpoint, or a Hugging Face LLaVA folder.
+    """Load what a run may start from: a checkpoint, a Hugging Face LLaVA folder or an export.
 
     Returns:
         The model, its parameters in the dtypes of the files, and the SentencePiece model (empty
         if the folder has none).
     """
     path = pathlib.Path(path)
-    if not find(path) and hf.is_llava_folder(path):
-        found = hf.load_llava(path)
-        return found.config, found.params, found.tokenizer.read_bytes() if found.tokenizer else b""
+    if not find(path) and importing.is_model(path):
+        with importing.open_any(path) as found:
+            return found.config, found.params(), found.tokenizer
     cfg, params, tokenizer = load_model(path)
-    return cfg.model, params, tokenizer.model_bytes
+    return cfg.model, params, tokenizer.model_bytes if tokenizer else b""
 
 
 def open_tokenizer(model: bytes, text: config.TextConfig) -> tokenizer_lib.Tokenizer:
@@ -343,11 +324,10 @@ def check_shapes(meta: Meta, model: config.ModelConfig, *, where: str) -> None:
 def digest(folder: str | os.PathLike) -> str:
     """Identify a checkpoint by its manifest, or a folder of weights by names, sizes and heads."""
     folder = pathlib.Path(folder)
-    manifest = folder / "manifest.json"
-    if manifest.is_file():
-        return _sha256(manifest)
+    if (listed := folder / _MANIFEST).is_file():
+        return manifest.sha256(listed)
     total = hashlib.sha256()
-    for name, file in sorted(_files(folder).items()):
+    for name, file in sorted(manifest.files(folder, manifest=_MANIFEST).items()):
         with file.open("rb") as stream:
             total.update(f"{name}\0{file.stat().st_size}\0".encode() + stream.read(2**20))
     return total.hexdigest()
@@ -355,13 +335,48 @@ def digest(folder: str | os.PathLike) -> str:
 
 def remove_unfinished(root: str | os.PathLike) -> list[str]:
     """Remove what a killed process left half written and return the names."""
-    left = sorted(pathlib.Path(root).glob(_ASIDE + "*"))
+    left = sorted(pathlib.Path(root).glob(ASIDE + "*"))
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
-    return [folder.name.removeprefix(_ASIDE) for folder in left]
+    return [folder.name.removeprefix(ASIDE) for folder in left]
+
+
+def newest(path: str | os.PathLike) -> tuple[pathlib.Path, Meta]:
+    """Return what `latest` does.
+
+    Raises:
+        SgqlmError: there is no checkpoint, or all are damaged.
+    """
+    if found := latest(path):
+        return found
+    raise errors.SgqlmError(
+        "no checkpoint was found",
+        where=str(path),
+        fix="give a checkpoint folder or the work directory of a training run",
+        code=errors.CHECKPOINT,
+    )
+
+
+def incomplete(folder: pathlib.Path, missing: list[str]) -> errors.SgqlmError:
+    """Return the error of a checkpoint that lacks parameters."""
+    return errors.SgqlmError(
+        f"{len(missing)} parameters are missing, the first is {missing[0]}",
+        where=str(folder),
+        fix="give the base this checkpoint was trained from",
+        code=errors.CHECKPOINT,
+    )
 
 
 def _base_leaves(saved: dict[str, str], base: str | os.PathLike | None) -> dict[str, Any]:
+    return traverse_util.flatten_dict(load_any(base_folder(saved, base))[1], sep="/")
+
+
+def base_folder(saved: dict[str, str], base: str | os.PathLike | None) -> pathlib.Path:
+    """Return where the base of a checkpoint lies.
+
+    Raises:
+        SgqlmError: it is not there, or is another one.
+    """
     path = pathlib.Path(base or saved["path"])
     if not path.is_dir() or digest(path) != saved["digest"]:
         raise errors.SgqlmError(
@@ -373,7 +388,7 @@ def _base_leaves(saved: dict[str, str], base: str | os.PathLike | None) -> dict[
             fix="say where the same base lies (base=...)",
             code=errors.CHECKPOINT,
         )
-    return traverse_util.flatten_dict(load_any(path)[1], sep="/")
+    return path
 
 
 def _restore(folder: pathlib.Path, target: Any) -> Any:
@@ -390,14 +405,12 @@ def _restore(folder: pathlib.Path, target: Any) -> Any:
         ) from error
 
 
-def _finish(aside, final, meta: Meta, tokenizer: bytes):
+def finish(aside, final, meta: Meta, tokenizer: bytes):
+    """Write settings, tokenizer and checksums into `aside`, and give it its name."""
     (aside / "meta.json").write_text(json.dumps(dataclasses.asdict(meta), indent=1))
     (aside / "tokenizer.model").write_bytes(tokenizer)
-    listed = {
-        name: {"sha256": _sha256(file), "bytes": file.stat().st_size}
-        for name, file in sorted(_files(aside).items())
-    }
-    with (aside / "manifest.json").open("w") as stream:
+    listed = manifest.listing(aside, manifest=_MANIFEST)
+    with (aside / _MANIFEST).open("w") as stream:
         json.dump({"files": listed}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
@@ -410,17 +423,8 @@ def _retain(root: pathlib.Path, keep: int):
         shutil.rmtree(folder)
 
 
-def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    found = (p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): p for p in found if p.name != "manifest.json"}
-
-
-def _sha256(file: pathlib.Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what writes checkpoints."""
     return {
         "python": sys.version.split()[0],
         "jax": jax.__version__,

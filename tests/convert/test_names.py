@@ -46,7 +46,11 @@ def test_every_layout_has_one_canonical_name(layout, part, name, expected):
 
 def test_tables_name_every_tensor_once():
     cfg = config.ModelConfig()
-    rows = names.llm_entries(cfg.llm) + names.vision_entries() + names.projector_entries()
+    rows = (
+        names.llm_entries(cfg.llm)
+        + names.vision_entries()
+        + names.projector_entries(config.ProjectorConfig())
+    )
     assert len({row.path for row in rows}) == len({row.name for row in rows}) == len(rows)
     tied = config.LlmConfig(tie_embeddings=True)
     gone = {row.path for row in rows} - {row.path for row in names.llm_entries(tied)}

@@ -19,12 +19,12 @@ from sgqlm.text import tokenizer
 from sgqlm.train import loss, optim, state, step
 
 NUM_SCENES = 200
-NUM_TURNS = 3  # sets of relations a scene appears with: equal questions, other answers
+NUM_TURNS = 2  # sets of relations a scene appears with: equal questions, other answers
 SCENES = config.SceneConfig(missed=0.0, spurious=0.0, box_jitter=0.0)
 TEXT = config.TextConfig(system="")
 LENGTH = 40
-BATCH = 32
-STEPS = 1500
+BATCH = 16
+STEPS = 4000
 
 
 def _questions(scene: world.Scene, seed: int):
@@ -106,7 +106,7 @@ def test_one_hop_questions_are_overfit_with_true_edges_only():
     blank = np.zeros((len(samples), model.vision.num_patches, model.vision.width), np.float32)
     params = jax.jit(lambda key: vlm.init_params(model, key))(jax.random.key(0))
     row = config.StageConfig(
-        learning_rates={"llm": 1.5e-3, "graph": 1e-3}, b2=0.98, warmup=0.05, final_lr=0.02
+        learning_rates={"llm": 1e-3, "graph": 1e-3}, b2=0.98, warmup=0.05, final_lr=0.02
     )
     trainable, frozen = state.split(params, row.learning_rates)
     optimizer = optim.make(row, STEPS)

@@ -1,0 +1,252 @@
+"""Models out and in again: the identical tree, and what transformers makes of the folders."""
+
+import dataclasses
+import json
+import warnings
+
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from sgqlm import config, errors
+from sgqlm import model as model_lib
+from sgqlm.cli import main
+from sgqlm.convert import exporting, importing, own, stream
+from sgqlm.train import bundle, checkpoint
+from tests import tiny_model
+from tests.models import test_llava
+
+QUIET = exporting.Options(check_text=False)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Return a model with every part; its projector takes patch by patch, as LLaVA's does."""
+    made = tiny_model.make()
+    model = dataclasses.replace(
+        made.config.model, projector=dataclasses.replace(made.config.model.projector, merge=1)
+    )
+    return random_model(dataclasses.replace(made.config, model=model), made.tokenizer)
+
+
+def random_model(whole, tokenizer, seed=1):
+    from sgqlm.models import lora, vlm
+
+    rng = np.random.default_rng(seed)
+    params = lora.map_with_path(
+        lambda path, leaf: rng.normal(path.endswith("scale"), 0.15, leaf.shape).astype(np.float32),
+        vlm.param_shapes(whole.model),
+    )
+    return model_lib.VisionLanguageModel.from_parts(whole, params, tokenizer)
+
+
+@pytest.fixture(scope="module", params=[(False, "quick_gelu", -2), (True, "gelu", -1)])
+def theirs(request, tmp_path_factory):
+    torch = pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("theirs")
+    is_tied, activation, layer = request.param
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = test_llava.make(folder, torch, is_tied=is_tied, activation=activation, layer=layer)
+    return torch, folder, model
+
+
+def same(a, b):
+    """Compare two opened models bit for bit, what they carry included."""
+    for ours, others in ((a.leaves, b.leaves), (a.carried, b.carried)):
+        assert set(ours) == set(others)
+        for path in ours:
+            x, y = ours[path].load(), others[path].load()
+            assert (x.dtype, x.shape) == (y.dtype, y.shape), path
+            assert x.tobytes() == y.tobytes(), path
+
+
+def run(*words) -> int:
+    return main.main([str(word) for word in words])
+
+
+def test_a_llava_comes_back_bit_for_bit(theirs, tmp_path, capsys):
+    torch, folder, model = theirs
+    assert run("import", "llava", folder, "--out", tmp_path / "a") == 0
+    assert run("export", "llava", tmp_path / "a", "--out", tmp_path / "b", "--no-check-text") == 0
+    assert run("import", "llava", tmp_path / "b", "--out", tmp_path / "c") == 0
+    assert "wrote" in capsys.readouterr().out
+    first, again = (bundle.open_model(tmp_path / name)[1] for name in "ac")
+    assert first.config == again.config
+    same(first, again)
+    transformers = pytest.importorskip("transformers")
+    loaded, info = transformers.LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "b", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    ids = torch.tensor([[1, 7, *[test_llava.IMAGE] * test_llava.PATCHES, 9, 11, 5]])
+    pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        a, b = (m.eval()(input_ids=ids, pixel_values=pixels).logits for m in (model, loaded))
+    assert torch.equal(a, b[..., : a.shape[-1]])
+
+
+def test_verification_against_transformers(theirs, tmp_path, capsys):
+    _, folder, _ = theirs
+    assert run("import", "llava", folder, "--out", tmp_path / "a", "--verify") == 0
+    out = capsys.readouterr().out
+    assert "compared with torch, float32" in out
+    assert "100.0%" in out
+
+
+def test_parts_that_llava_cannot_hold_are_named(tiny, tmp_path):
+    with pytest.raises(errors.SgqlmError, match="3 parts that 'llava' cannot hold") as caught:
+        tiny.save_pretrained(tmp_path / "x", "llava", options=QUIET)
+    for part in ("prototypes (paper)", "scene graph", "region classifier"):
+        assert part in caught.value.what
+    assert caught.value.code == errors.CHECKPOINT
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_without_the_extras_is_a_llava(tiny, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    options = dataclasses.replace(QUIET, drop_extras=True)
+    report = tiny.save_pretrained(tmp_path / "x", "llava", options=options)
+    assert report.manifest["dropped"] == ["prototypes (paper)", "scene graph", "region classifier"]
+    assert "prototypes" in (tmp_path / "x" / "README.md").read_text()
+    loaded, info = transformers.LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "x", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    read = model_lib.load(tmp_path / "x")
+    assert read.config.model.llm_lora.rank == 0
+    rng = np.random.default_rng(0)
+    vocab = read.config.model.llm.vocab_size
+    ids = rng.integers(3, vocab, (1, 12))
+    token = loaded.config.image_token_id
+    pixels = rng.integers(0, 256, (56, 56, 3)).astype(np.uint8)
+    from PIL import Image
+
+    placed = np.concatenate([ids[:, :3], [[-200]], ids[:, 3:]], 1)
+    ours = read.logits([Image.fromarray(pixels)], placed)
+    from sgqlm.models import clip_vit
+
+    normal = np.asarray(clip_vit.normalise(pixels[None], np.float32)).transpose(0, 3, 1, 2)
+    expanded = np.concatenate([ids[:, :3], np.full((1, 16), token), ids[:, 3:]], 1)
+    with torch.no_grad():
+        found = loaded.eval()(
+            input_ids=torch.tensor(expanded), pixel_values=torch.tensor(normal)
+        ).logits
+    assert np.abs(found[..., :vocab].numpy() - ours).max() < 1e-4
+    best = found[..., :vocab].max(-1).values
+    assert (found[..., vocab:].max(-1).values <= best).all()  # fillers are never said
+
+
+@pytest.mark.parametrize("mode", ["paper", "released"])
+def test_the_whole_model_comes_back_bit_for_bit(tiny, tmp_path, mode):
+    prototypes = dataclasses.replace(tiny.config.model.prototypes, mode=mode)
+    cfg = dataclasses.replace(tiny.config.model, prototypes=prototypes)
+    model = random_model(dataclasses.replace(tiny.config, model=cfg), tiny.tokenizer)
+    model.save_pretrained(tmp_path / "x", "sgqlm", options=QUIET)
+    read = model_lib.load(tmp_path / "x")
+    assert read.config.model == cfg
+    assert read.config.text == model.config.text
+    assert read.tokenizer.model_bytes == model.tokenizer.model_bytes
+    a, b = (traverse_util.flatten_dict(m.params, sep="/") for m in (model, read))
+    assert set(a) == set(b)
+    assert all((a[path] == b[path]).all() for path in a)
+    # and through a checkpoint
+    assert run("import", "sgqlm", tmp_path / "x", "--out", tmp_path / "c") == 0
+    with importing.open_any(tmp_path / "x") as first:
+        same(first, bundle.open_model(tmp_path / "c")[1])
+
+
+def test_adapters_come_back_onto_their_base(tiny, tmp_path, capsys):
+    plain = dataclasses.replace(
+        tiny.config.model,
+        prototypes=config.PrototypeConfig(),
+        graph=config.GraphConfig(enabled=False),
+        region_words=0,
+    )
+    model = random_model(dataclasses.replace(tiny.config, model=plain), tiny.tokenizer)
+    options = dataclasses.replace(QUIET, base="me/base")
+    model.save_pretrained(tmp_path / "adapter", "peft", options=options)
+    flat = traverse_util.flatten_dict(model.params, sep="/")
+    none = dataclasses.replace(plain, llm_lora=config.LoraConfig(), vision_lora=config.LoraConfig())
+    kept = {path: leaf for path, leaf in flat.items() if "lora_" not in path}
+    bare = model_lib.VisionLanguageModel(
+        dataclasses.replace(model.config, model=none),
+        traverse_util.unflatten_dict(kept, sep="/"),
+        model.tokenizer,
+    )
+    bare.save_pretrained(tmp_path / "base", "sgqlm", options=QUIET)
+    words = ("import", "peft", tmp_path / "adapter", "--onto", tmp_path / "base")
+    assert run(*words, "--out", tmp_path / "c") == 0
+    found = bundle.open_model(tmp_path / "c")[1]
+    assert found.config == plain
+    assert all((found.leaves[path].load() == np.asarray(flat[path])).all() for path in flat)
+    with pytest.raises(errors.SgqlmError, match="nothing says what the adapters belong to"):
+        model.save_pretrained(tmp_path / "other", "peft", options=QUIET)
+    capsys.readouterr()
+    assert run("export", "peft", tmp_path / "base", "--out", tmp_path / "y") == errors.CHECKPOINT
+
+
+def test_bfloat16_is_kept_and_made(tiny, tmp_path):
+    options = dataclasses.replace(QUIET, dtype="bfloat16")
+    tiny.save_pretrained(tmp_path / "x", "sgqlm", options=options)
+    with own.open_export(tmp_path / "x") as found:
+        assert {leaf.dtype for leaf in found.leaves.values()} == {np.dtype(ml_dtypes.bfloat16)}
+        whole = config.Config(model=found.config, text=found.text)
+        meta = checkpoint.Meta(config.to_dict(whole), "import", 0, 0, is_final=True)
+        bundle.write(tmp_path / "c", meta, found)
+        same(found, bundle.open_model(tmp_path / "c")[1])
+    flat = traverse_util.flatten_dict(tiny.params, sep="/")
+    with own.open_export(tmp_path / "x") as found:
+        path = "graph/round_0/send/kernel"
+        expected = np.asarray(flat[path]).astype(ml_dtypes.bfloat16)
+        assert found.leaves[path].load().tobytes() == expected.tobytes()
+
+
+def test_merging_is_what_the_adapters_did(tiny, tmp_path):
+    model = dataclasses.replace(tiny.config.model, region_words=0)
+    plain = random_model(dataclasses.replace(tiny.config, model=model), tiny.tokenizer)
+    plain.save_pretrained(tmp_path / "x", "sgqlm", options=dataclasses.replace(QUIET, merge=True))
+    read = model_lib.load(tmp_path / "x")
+    assert read.config.model.llm_lora.rank == read.config.model.vision_lora.rank == 0
+    ids = np.random.default_rng(0).integers(3, 100, (2, 9))
+    assert np.abs(read.logits([None] * 2, ids) - plain.logits([None] * 2, ids)).max() < 1e-4
+    with pytest.raises(errors.SgqlmError, match="cannot be merged"):
+        tiny.save_pretrained(
+            tmp_path / "y", "sgqlm", options=dataclasses.replace(QUIET, merge=True)
+        )
+
+
+def test_one_flipped_byte_is_found_and_named(tiny, tmp_path, capsys):
+    tiny.save_pretrained(tmp_path / "x", "sgqlm", options=QUIET)
+    assert run("import", "sgqlm", tmp_path / "x", "--out", tmp_path / "c") == 0
+    assert run("ckpt", "verify", tmp_path / "x") == 0
+    assert run("ckpt", "verify", tmp_path / "c") == 0
+    capsys.readouterr()
+    for folder, pattern in ((tmp_path / "x", "model.safetensors"), (tmp_path / "c", "params/**/*")):
+        file = max((p for p in folder.glob(pattern) if p.is_file()), key=lambda p: p.stat().st_size)
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+        assert run("ckpt", "verify", folder) == errors.CHECKPOINT
+        out = capsys.readouterr().out
+        assert f"{file.relative_to(folder)} has changed" in out
+    with pytest.raises(errors.SgqlmError, match="damaged in 1 files"):
+        model_lib.load(tmp_path / "x")
+    assert run("ckpt", "verify", tmp_path) == errors.CHECKPOINT
+
+
+def test_targets_that_exist_are_refused(tiny, tmp_path, capsys):
+    tiny.save_pretrained(tmp_path / "x", "sgqlm", options=QUIET)
+    before = json.loads((tmp_path / "x" / stream.MANIFEST).read_text())
+    with pytest.raises(errors.SgqlmError):
+        tiny.save_pretrained(tmp_path / "x", "sgqlm", options=QUIET)
+    assert json.loads((tmp_path / "x" / stream.MANIFEST).read_text()) == before
+    again = dataclasses.replace(QUIET, overwrite=True, dtype="float16")
+    tiny.save_pretrained(tmp_path / "x", "sgqlm", options=again)
+    assert json.loads((tmp_path / "x" / stream.MANIFEST).read_text())["dtype"] == "float16"
+    (tmp_path / "c").mkdir()
+    words = ("import", "sgqlm", tmp_path / "x", "--out", tmp_path / "c")
+    assert run(*words) == errors.USAGE
+    assert "exists already" in capsys.readouterr().err
