@@ -18,6 +18,7 @@ CORE = [
     "jaxtyping",
     "jraph>=0.0.6.dev0",
     "ml_collections",
+    "ml_dtypes",
     "numpy>=2",
     "optax",
     "orbax-checkpoint>=0.12",

@@ -16,6 +16,7 @@ from sgqlm import config as config_lib
 from sgqlm import errors
 from sgqlm.convert import (
     card,
+    chat_template,
     llava_folder,
     names,
     own,
@@ -120,41 +121,43 @@ def write(
     tokenizer = open_tokenizer(model)
     whole = config_lib.Config(model=cfg, text=model.text)
     if format == "peft":
-        rows, side, notes = cfg.llm.vocab_size, _adapter_files(cfg, facts, options), []
+        rows, side, notes = cfg.llm.vocab_size, _adapter_files(whole, facts, options), []
     else:
         rows, side, notes = _side_files(model, format, whole, tokenizer, options)
     weights = _tensors(leaves, cfg, format, model, rows)
-    plan = _plan(weights, "adapter_model" if format == "peft" else "model", options)
     report = _probe(side, whole, tokenizer) if format != "peft" and options.check_text else None
-    manifest = {
-        **facts,
-        "format": format,
-        "version": MANIFEST_FORMAT,
-        "dropped": dropped,
-        "dtype": options.dtype or _dtype_name(leaves),
-        "sgqlm": {
-            "model": config_lib.to_dict(cfg),
-            "text": config_lib.to_dict(model.text),
-            "about": dict(model.about),
-        },
-    }
+    dtype = options.dtype or _dtype_name(leaves)
+    manifest = {**facts, **_about(model, cfg), "format": format, "dropped": dropped, "dtype": dtype}
     notes = [*model.notes, *notes]
     readme = card.model_card(manifest, kind=format, notes=notes, probe=report)
-    jobs = [(plan, weights)]
+    side["README.md"] = readme.encode()
+    if notice := card.notice(str(manifest.get("base") or "")):
+        side["NOTICE"] = notice.encode()
+    jobs = {"adapter_model" if format == "peft" else "model": weights}
     if format == "sgqlm" and model.carried:  # transformers does not look at them
-        rest = _as_they_are(model.carried)
-        jobs.append((_plan(rest, own.CARRIED, options), rest))
-    needed = sum(plan.num_bytes for plan, _ in jobs) + sum(map(len, side.values()))
+        jobs[own.CARRIED] = _as_they_are(model.carried)
+    done = _write(out, jobs, side, manifest, options)
+    return Report(done, manifest, tuple(notes), report)
+
+
+def _about(model: source.Source, cfg: config_lib.ModelConfig) -> dict[str, Any]:
+    """Return what `own.open_export` needs to give the very model back."""
+    told = {"model": config_lib.to_dict(cfg), "text": config_lib.to_dict(model.text)}
+    return {"version": MANIFEST_FORMAT, "sgqlm": {**told, "about": dict(model.about)}}
+
+
+def _write(out, jobs, files: Mapping[str, bytes], manifest, options: Options) -> pathlib.Path:
+    plans = {stem: _plan(tensors, stem, options) for stem, tensors in jobs.items()}
+    needed = sum(p.num_bytes for p in plans.values()) + sum(map(len, files.values()))
     with stream.Folder(out, overwrite=options.overwrite, needed_bytes=needed) as folder:
-        for name, content in {**side, "README.md": readme.encode()}.items():
+        for name, content in files.items():
             folder.write_bytes(name, content)
-        for plan, tensors in jobs:
-            writer = folder.weights(plan)
+        for stem, tensors in jobs.items():
+            writer = folder.weights(plans[stem])
             for entry, leaf, count in tensors:
                 for name, part in leaves_lib.layers(entry, leaf.load(), count):
                     writer.put(name, part)
-        done = folder.finish(manifest)
-    return Report(done, manifest, tuple(notes), report)
+        return folder.finish(manifest)
 
 
 def open_tokenizer(model: source.Source) -> tokenizer_lib.Tokenizer | None:
@@ -220,7 +223,7 @@ def _parts(model: source.Source, format: Format, options: Options, *, with_proje
     return leaves, cfg
 
 
-def _adapter_files(cfg, facts, options: Options) -> dict[str, bytes]:
+def _adapter_files(whole: config_lib.Config, facts, options: Options) -> dict[str, bytes]:
     base = options.base or str(facts.get("base") or "")
     if not base:
         raise errors.SgqlmError(
@@ -230,8 +233,11 @@ def _adapter_files(cfg, facts, options: Options) -> dict[str, bytes]:
             code=errors.CHECKPOINT,
         )
     with_projector = "projector" in facts.get("trained", ())
-    tree = peft_config.adapter_config(cfg, base=base, save_projector=with_projector)
-    return {"adapter_config.json": json.dumps(tree, indent=2).encode()}
+    tree = peft_config.adapter_config(whole.model, base=base, save_projector=with_projector)
+    return {
+        "adapter_config.json": json.dumps(tree, indent=2).encode(),
+        "chat_template.jinja": chat_template.build(whole.text).encode(),
+    }
 
 
 def _side_files(model: source.Source, format: Format, whole, tokenizer, options: Options):

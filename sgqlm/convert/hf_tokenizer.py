@@ -114,6 +114,8 @@ def files(
         **names,
         "clean_up_tokenization_spaces": False,
         "legacy": tokenizer.legacy,
+        # without it the class below returns token_type_ids too, which LLaVA refuses
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_length,
         "padding_side": "left",
         "processor_class": processor,

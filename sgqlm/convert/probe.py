@@ -255,7 +255,10 @@ def _our_ids(probe: Probe, config: config_lib.Config, tokenizer: tokenizers.Toke
 
 def _ask(folder: pathlib.Path, probes: Sequence[Probe], python: str) -> dict[str, Any]:
     """Run the script that has transformers; return what it found."""
-    given = [{**probe._asdict(), "messages": messages(probe)} for probe in probes]
+    given = [
+        {**probe._asdict(), "turns": our_turns(probe), "messages": messages(probe)}
+        for probe in probes
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         settings = {
             "HF_HUB_OFFLINE": "1",

@@ -25,7 +25,7 @@ from sgqlm.convert import header, manifest
 MANIFEST = "sgqlm_export.json"
 _MARK = ".unfinished"  # in a folder aside: it is ours to remove, and locked while we live
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
-_BLOCK = 64 * 2**20  # bytes that are made contiguous at a time
+_BLOCK = 32 * 2**20  # bytes that are made contiguous at a time; two of them are in memory
 
 
 class TensorSpec(NamedTuple):

@@ -57,6 +57,7 @@ def main(folder, request, answer):
         "settings": settings(folder),
         "generation": transformers.GenerationConfig.from_pretrained(folder).to_diff_dict(),
         "placeholders": [],
+        "inputs": sorted(tokenizer(texts[0])),
     }
     out = {}
     for name in given.files:

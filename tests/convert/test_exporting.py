@@ -8,14 +8,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
+from PIL import Image
 
-from sgqlm import config, errors
+from sgqlm import config, errors, types
 from sgqlm import model as model_lib
 from sgqlm.cli import main
 from sgqlm.convert import exporting, importing, own, stream
+from sgqlm.decode import generate
+from sgqlm.models import clip_vit, lora, vlm
 from sgqlm.train import bundle, checkpoint
 from tests import tiny_model
-from tests.models import test_llava
+from tests.models import helpers, test_llava
 
 QUIET = exporting.Options(check_text=False)
 
@@ -31,8 +34,6 @@ def tiny():
 
 
 def random_model(whole, tokenizer, seed=1):
-    from sgqlm.models import lora, vlm
-
     rng = np.random.default_rng(seed)
     params = lora.map_with_path(
         lambda path, leaf: rng.normal(path.endswith("scale"), 0.15, leaf.shape).astype(np.float32),
@@ -122,12 +123,8 @@ def test_an_export_without_the_extras_is_a_llava(tiny, tmp_path):
     ids = rng.integers(3, vocab, (1, 12))
     token = loaded.config.image_token_id
     pixels = rng.integers(0, 256, (56, 56, 3)).astype(np.uint8)
-    from PIL import Image
-
     placed = np.concatenate([ids[:, :3], [[-200]], ids[:, 3:]], 1)
     ours = read.logits([Image.fromarray(pixels)], placed)
-    from sgqlm.models import clip_vit
-
     normal = np.asarray(clip_vit.normalise(pixels[None], np.float32)).transpose(0, 3, 1, 2)
     expanded = np.concatenate([ids[:, :3], np.full((1, 16), token), ids[:, 3:]], 1)
     with torch.no_grad():
@@ -137,6 +134,52 @@ def test_an_export_without_the_extras_is_a_llava(tiny, tmp_path):
     assert np.abs(found[..., :vocab].numpy() - ours).max() < 1e-4
     best = found[..., :vocab].max(-1).values
     assert (found[..., vocab:].max(-1).values <= best).all()  # fillers are never said
+
+
+def test_greedy_answers_equal_alone_and_padded_on_the_left(tiny, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    options = dataclasses.replace(QUIET, drop_extras=True)
+    tiny.save_pretrained(tmp_path / "x", "llava", options=options)
+    read = model_lib.load(tmp_path / "x")
+    cfg, params = read.config.model, read.params
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "x").eval()
+    rng = np.random.default_rng(0)
+    lengths = np.array([31, 20, 27, 24])  # 16 of them are the image
+    batch = helpers.batch(cfg, num_nodes=(0,) * 4, length=32)
+    images = rng.integers(0, 256, batch.images.shape).astype(np.uint8)
+    ids = rng.integers(3, cfg.llm.vocab_size, (4, 32))
+    ids[:, 1:17] = types.IMAGE_TOKEN_ID
+    ids = np.where(np.arange(32) < lengths[:, None], ids, 0).astype(np.int32)
+    batch = batch._replace(images=images, tokens=ids, lengths=lengths.astype(np.int32), graph=None)
+    ours = generate.Generator(cfg, params, eos_id=cfg.llm.vocab_size).generate(
+        batch, max_new_tokens=64
+    )
+    assert len(set(map(tuple, ours))) == 4
+    token = theirs.config.image_token_id
+    pixels = torch.tensor(np.asarray(clip_vit.normalise(images, np.float32))).permute(0, 3, 1, 2)
+
+    def answers(rows):
+        size = lengths[rows].max()
+        padded = np.full((len(rows), size), 0)
+        for slot, row in zip(padded, rows, strict=True):
+            slot[size - lengths[row] :] = ids[row, : lengths[row]]
+        padded = np.where(padded == types.IMAGE_TOKEN_ID, token, padded)
+        mask = np.arange(size) >= size - lengths[rows][:, None]
+        with torch.no_grad():
+            found = theirs.generate(
+                input_ids=torch.tensor(padded),
+                attention_mask=torch.tensor(mask.astype(np.int64)),
+                pixel_values=pixels[torch.tensor(rows)],
+                max_new_tokens=64,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        return found[:, size:].tolist()
+
+    assert answers([0, 1, 2, 3]) == ours
+    assert answers([2]) == ours[2:3]
 
 
 @pytest.mark.parametrize("mode", ["paper", "released"])

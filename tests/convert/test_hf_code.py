@@ -159,7 +159,6 @@ GRID = {
     "compress": {
         "prototypes__compress": True,
         "projector__kind": "linear",
-        "projector__merge": 1,
         "graph__use_boxes": False,
         "graph__edge_geometry": False,
         "graph__label_skip": False,
@@ -220,23 +219,12 @@ def test_every_template_hears_the_same_question(code, tmp_path, template):
 @pytest.mark.parametrize("name", ["all", "released"])
 def test_bfloat16_stays_near_ours(code, tmp_path, name):
     model = exports.random_model(exports.settings(**GRID[name], compute_dtype="bfloat16"))
-    # three digits a product, a few hundred products deep; float32 agrees to 1e-5 above
+    # two roundings to three digits: 0.01 of the largest feature, 0.07 of the largest logit
     check(code, tmp_path / "model", model, 0.1, dtype=torch.bfloat16)
     loaded, _ = load(code, tmp_path / "model", dtype=torch.bfloat16)
     kinds = {name.split(".")[0]: value.dtype for name, value in loaded.named_parameters()}
     assert kinds.pop("prototypes") == kinds.pop("regions") == torch.float32
     assert set(kinds.values()) == {torch.bfloat16}
-    assert processed_boxes_stay_exact(code, tmp_path / "model")
-
-
-def processed_boxes_stay_exact(code, folder):
-    processor = code.Processor.from_pretrained(str(folder), trust_remote_code=True)
-    given = exports.rows(exports.settings())[:2]
-    batch = processed(processor, given)
-    boxes = batch["node_boxes"].clone()
-    moved = batch.to("cpu", torch.bfloat16)
-    assert moved["pixel_values"].dtype == torch.bfloat16
-    return torch.equal(moved["node_boxes"], boxes)
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +267,24 @@ def test_the_image_is_read_once(tiny, monkeypatch):
     monkeypatch.setattr(tower, "forward", lambda *args: seen.append(1) or forward(*args))
     new_ids(torch_model, processed(processor, given[:1]))
     assert len(seen) == 1
+
+
+def test_beams_penalties_and_pipelines_run(tiny):
+    _, torch_model, processor, given = tiny
+    batch = processed(processor, given[:2])
+    greedy = new_ids(torch_model, batch)
+    assert new_ids(torch_model, batch, repetition_penalty=50.0) != greedy
+    assert len(new_ids(torch_model, batch, num_beams=2)) == 2
+    ask = transformers.pipeline(
+        "image-text-to-text", torch_model, processor=processor, tokenizer=processor.tokenizer
+    )
+    content = [{"type": "image", "image": given[0].image}, {"type": "text", "text": "what is it"}]
+    options = {"max_new_tokens": 12, "do_sample": False}
+    found = ask([{"role": "user", "content": content}], generate_kwargs=options)
+    text = processor.conversation("what is it")
+    wanted = new_ids(torch_model, processor(images=given[0].image, text=text))
+    answer = found[0]["generated_text"][-1]["content"]
+    assert answer.strip() == processor.decode(wanted[0], skip_special_tokens=True).strip()
 
 
 def test_padding_on_either_side_gives_the_same_logits(tiny):

@@ -90,6 +90,7 @@ def check(python, folder, whole, tokenizer, tmp_path):
     assert len(words) > 2000
     assert not different, (len(different), different[:5])
     assert report["decoded"] == words[0]
+    assert report["inputs"] == ["attention_mask", "input_ids"]  # what `generate` takes
     assert report["placeholders"] == [whole.model.vision.num_patches] * len(given)
     for name, array in given.items():
         square = images.to_square(

@@ -352,6 +352,17 @@ def test_bad_input_is_named(processor, change, message):
         processor(**good | change)
 
 
+def test_boxes_stay_exact_in_a_short_type(processor):
+    torch = pytest.importorskip("torch", reason="types of tensors")
+    args = {"images": exports.picture(30, 20), "entities": exports.entities(2, (20, 30))}
+    batch = processor(text=processor.conversation("what?"), **args)
+    boxes = batch["node_boxes"].clone()
+    moved = batch.to("cpu", torch.bfloat16)
+    assert moved["pixel_values"].dtype == torch.bfloat16
+    assert torch.equal(moved["node_boxes"], boxes)
+    assert (boxes.bfloat16() != boxes).any()
+
+
 def test_rows_of_different_length_need_padding(processor):
     texts = [processor.conversation(q, has_image=False) for q in ("a", "a longer one")]
     with pytest.raises(ValueError, match="padding=True"):

@@ -486,12 +486,12 @@ def test_killed_between_the_two_names(tmp_path, capfd):
 MEMORY = """
 from sgqlm.convert import stream
 
-shape = (2048, 4096)  # 32 MiB each
-specs = [stream.TensorSpec(f"t{i}", np.dtype("f4"), shape) for i in range(10)]
+shape = (8192, 4096)  # 128 MiB each
+specs = [stream.TensorSpec(f"t{i}", np.dtype("f4"), shape) for i in range(3)]
 with stream.Folder(sys.argv[1]) as folder:
     weights = folder.weights(stream.plan(specs, max_shard_size=200_000_000))
     before = peak()
-    for i in range(10):
+    for i in range(3):
         weights.put(f"t{i}", np.full(shape[::-1], i, np.float32).T)
     folder.finish({})
 print(peak() - before)
@@ -501,5 +501,5 @@ print(peak() - before)
 def test_a_large_export_takes_the_memory_of_one_tensor(tmp_path):
     [taken] = test_tensors.run_measured(MEMORY, tmp_path / "out")
     assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) > 300e6
-    assert 30 < taken < 90  # MiB: one tensor, its contiguous copy, and spare
+    assert 120 < taken < 220  # MiB: one tensor, 64 for what is made contiguous, and spare
     shutil.rmtree(tmp_path / "out")

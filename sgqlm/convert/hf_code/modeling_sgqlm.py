@@ -5,7 +5,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 
 from .configuration_sgqlm import SgqlmConfig
 from .layers_sgqlm import Dense, LayerNorm, VisionTower, activation
@@ -32,20 +37,28 @@ class Visual(NamedTuple):
     node_features: torch.Tensor  # [B, P, D]
 
 
+class LogitsProcessors(LogitsProcessorList):
+    """Shows the placeholders, which are no ids of the vocabulary, to processors as padding."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        """Apply every processor."""
+        return super().__call__(input_ids.clamp(min=0), scores, **kwargs)  # pyright: ignore
+
+
 class Projector(nn.Module):
     """Patch features to language model tokens, merge x merge patches joined to one."""
 
-    def __init__(self, config, width, features):
+    def __init__(self, config, merge, width, features):
         super().__init__()
-        self.config = config
-        self.linear_1 = Dense(width * config.merge**2, features)
+        self.config, self.merge = config, merge
+        self.linear_1 = Dense(width * merge**2, features)
         if config.kind == "mlp2x":
             self.linear_2 = Dense(features, features)
 
-    def forward(self, x, merge=True):
-        """Map [B, P, D] to [B, I, H]; `merge=False` takes rows as they are."""
-        side, step = round(x.shape[1] ** 0.5), self.config.merge
-        if merge and step > 1:
+    def forward(self, x):
+        """Map [B, P, D] to [B, I, H]."""
+        side, step = round(x.shape[1] ** 0.5), self.merge
+        if step > 1:
             x = x.reshape(len(x), side // step, step, side // step, step, x.shape[-1])
             x = x.transpose(2, 3).reshape(len(x), (side // step) ** 2, -1)
         x = self.linear_1(x)
@@ -90,7 +103,10 @@ class SgqlmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         cfg = self.settings = config.settings
         self.vision_tower = VisionTower(cfg.vision, cfg.vision_lora)
-        self.multi_modal_projector = Projector(cfg.projector, cfg.vision.width, cfg.llm.width)
+        # prototypes that stand for the patches lie on no grid
+        merge = 1 if cfg.prototypes.compress else cfg.projector.merge
+        sizes = (merge, cfg.vision.width, cfg.llm.width)
+        self.multi_modal_projector = Projector(cfg.projector, *sizes)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         if cfg.llm_lora.rank:
             self._add_adapters(cfg.llm_lora)
@@ -152,7 +168,7 @@ class SgqlmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return Visual(self.multi_modal_projector(features), features)
         patches, centers = self.prototypes(features)
         if cfg.prototypes.compress:
-            tokens = self.multi_modal_projector(centers.to(features.dtype), merge=False)
+            tokens = self.multi_modal_projector(centers.to(features.dtype))
         else:
             tokens = self.multi_modal_projector(patches)
         return Visual(tokens, features if cfg.graph.node_source == "raw" else patches)
@@ -293,6 +309,10 @@ class SgqlmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if past_key_values is not None and past_key_values.get_seq_length() > 0 and not is_first:
             inputs = {key: value for key, value in inputs.items() if key not in VISUAL_INPUTS}
         return inputs
+
+    def _get_logits_processor(self, *args, **kwargs):
+        found = super()._get_logits_processor(*args, **kwargs)  # pyright: ignore
+        return LogitsProcessors(found)
 
 
 def _run_positions(is_member):

@@ -5,6 +5,7 @@ A program of its own, so that sgqlm never imports transformers: `probe_ids.py FO
 of the folder, where the folder has some.
 """
 
+import importlib
 import itertools
 import json
 import sys
@@ -16,14 +17,15 @@ def main(folder: str) -> dict:
     """Return `rows` (one a probe: `ids` and `images`, or `error`), or what is `missing`."""
     probes = json.load(sys.stdin)
     try:
-        import transformers
-        from PIL import Image
-
+        transformers = importlib.import_module("transformers")
+        images = importlib.import_module("PIL.Image")
         transformers.logging.set_verbosity_error()
         processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-        picture = Image.new("RGB", (8, 8))
+        picture = images.new("RGB", (8, 8))
         rows = [row(processor, probe, picture) for probe in probes]
     except ImportError as error:
+        if (error.name or "").startswith("transformers_modules"):
+            raise  # the folder lacks a part of its own code
         return {"missing": str(error).strip().splitlines()[0]}
     return {"checked_with": f"transformers {transformers.__version__}", "rows": rows}
 

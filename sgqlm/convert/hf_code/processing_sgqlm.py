@@ -150,7 +150,10 @@ class SgqlmProcessor(ProcessorMixin):
         chat_template=None,
         add_generation_prompt=True,
         tokenize=False,
+        return_dict=True,
+        continue_final_message=False,
         open_role="assistant",
+        processor_kwargs=None,
         **kwargs,
     ):
         """Write messages `{"role", "content"}` as `conversation` does, and tokenise them on demand.
@@ -162,10 +165,13 @@ class SgqlmProcessor(ProcessorMixin):
             chat_template: not supported.
             add_generation_prompt: has to be True: the format ends where the answer begins.
             tokenize: return model inputs instead of text.
+            return_dict: False returns the token ids alone.
+            continue_final_message: not supported.
             open_role: `assistant` to answer, `vuser` to ask.
-            **kwargs: of `processor(...)`; `return_dict` is always True.
+            processor_kwargs: of `processor(...)`.
+            **kwargs: the same.
         """
-        if chat_template is not None or not add_generation_prompt:
+        if chat_template is not None or not add_generation_prompt or continue_final_message:
             raise ValueError("the conversation format is fixed and ends where the answer begins")
         is_batch = bool(conversation) and not isinstance(conversation[0], Mapping)
         read = [_turns(messages) for messages in (conversation if is_batch else [conversation])]
@@ -175,8 +181,9 @@ class SgqlmProcessor(ProcessorMixin):
         ]
         if not tokenize:
             return texts if is_batch else texts[0]
-        kwargs.pop("return_dict", None)
-        return self(images=[picture for *_, picture in read], text=texts, **kwargs)
+        options = {**(processor_kwargs or {}), **kwargs}
+        found = self(images=[picture for *_, picture in read], text=texts, **options)
+        return found if return_dict else found["input_ids"]
 
     @property
     def image_token_id(self) -> int:
