@@ -107,19 +107,13 @@ def write(
         SgqlmError: the format cannot hold a part of the model (naming it), the folder exists, or
             the disk is full; nothing is left under the name.
     """
-    dropped = _extras(model, format)
-    if dropped and not options.drop_extras:
-        raise errors.SgqlmError(
-            f"this model has {len(dropped)} parts that {format!r} cannot hold: "
-            + ", ".join(dropped),
-            where=str(out),
-            fix="export as `sgqlm`, or leave them out with --drop-extras: it is another model then",
-            code=errors.CHECKPOINT,
-        )
+    dropped = _dropped(model, format, out, options)
     with_projector = "projector" in facts.get("trained", ())
     leaves, cfg = _parts(model, format, options, with_projector=with_projector)
     tokenizer = open_tokenizer(model)
-    whole = config_lib.Config(model=cfg, text=model.text)
+    # of a file the name is enough: it lies in the folder
+    text = dataclasses.replace(model.text, tokenizer=pathlib.Path(model.text.tokenizer).name)
+    whole = config_lib.Config(model=cfg, text=text)
     if format == "peft":
         rows, side, notes = cfg.llm.vocab_size, _adapter_files(whole, facts, options), []
     else:
@@ -127,7 +121,13 @@ def write(
     weights = _tensors(leaves, cfg, format, model, rows)
     report = _probe(side, whole, tokenizer) if format != "peft" and options.check_text else None
     dtype = options.dtype or _dtype_name(leaves)
-    manifest = {**facts, **_about(model, cfg), "format": format, "dropped": dropped, "dtype": dtype}
+    manifest = {
+        **facts,
+        **_about(whole, model),
+        "format": format,
+        "dropped": dropped,
+        "dtype": dtype,
+    }
     notes = [*model.notes, *notes]
     readme = card.model_card(manifest, kind=format, notes=notes, probe=report)
     side["README.md"] = readme.encode()
@@ -140,9 +140,9 @@ def write(
     return Report(done, manifest, tuple(notes), report)
 
 
-def _about(model: source.Source, cfg: config_lib.ModelConfig) -> dict[str, Any]:
+def _about(whole: config_lib.Config, model: source.Source) -> dict[str, Any]:
     """Return what `own.open_export` needs to give the very model back."""
-    told = {"model": config_lib.to_dict(cfg), "text": config_lib.to_dict(model.text)}
+    told = {"model": config_lib.to_dict(whole.model), "text": config_lib.to_dict(whole.text)}
     return {"version": MANIFEST_FORMAT, "sgqlm": {**told, "about": dict(model.about)}}
 
 
@@ -173,17 +173,24 @@ def config_digest(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _extras(model: source.Source, format: Format) -> list[str]:
-    cfg = model.config
+def _dropped(model: source.Source, format: Format, out, options: Options) -> list[str]:
+    """Return the parts that a format cannot hold, if the user has given them up."""
+    cfg, found = model.config, []
     if format == "sgqlm":
-        return []
-    found = []
+        return found
     if cfg.prototypes.mode != "none":
         found.append(f"prototypes ({cfg.prototypes.mode})")
     if cfg.graph.enabled:
         found.append("scene graph")
     if cfg.region_words:
         found.append("region classifier")
+    if found and not options.drop_extras:
+        raise errors.SgqlmError(
+            f"this model has {len(found)} parts that {format!r} cannot hold: " + ", ".join(found),
+            where=str(out),
+            fix="export as `sgqlm`, or leave them out with --drop-extras: it is another model then",
+            code=errors.CHECKPOINT,
+        )
     return found
 
 
@@ -244,7 +251,10 @@ def _side_files(model: source.Source, format: Format, whole, tokenizer, options:
     """Return the rows of the embedding, the files beside the weights, and notes for the card."""
     rows = whole.model.llm.vocab_size
     if format == "sgqlm":
-        return rows, sgqlm_folder.side_files(whole, tokenizer), []
+        files = sgqlm_folder.side_files(whole, tokenizer)
+        if options.dtype:
+            files["config.json"] = _with_dtype(files["config.json"], options.dtype)
+        return rows, files, []
     token = model.about.get("image_token_id")
     rows = llava_folder.embedding_rows(whole, tokenizer, image_token_id=token)
     dtype = options.dtype or _dtype_name(model.leaves)
@@ -252,6 +262,13 @@ def _side_files(model: source.Source, format: Format, whole, tokenizer, options:
         whole, tokenizer, vocab_size=rows, dtype=dtype, image_token_id=token
     )
     return rows, dict(found.files), list(found.notes)
+
+
+def _with_dtype(config_json: bytes, dtype: str) -> bytes:
+    tree = json.loads(config_json)
+    for part in (tree, tree["text_config"]):
+        part |= {"dtype": dtype, "torch_dtype": dtype}
+    return json.dumps(tree, indent=2).encode()
 
 
 def _tensors(leaves, cfg, format: Format, model: source.Source, rows: int) -> list[_Tensor]:

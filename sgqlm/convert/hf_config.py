@@ -100,7 +100,7 @@ def text(folder: pathlib.Path) -> tuple[config.TextConfig, bytes]:
     words = file.read_bytes() if file.is_file() else b""
     is_legacy = settings.get("legacy", True) is not False
     return config.TextConfig(
-        tokenizer=str(file) if words else "", legacy=is_legacy, template="vicuna_v1"
+        tokenizer=file.name if words else "", legacy=is_legacy, template="vicuna_v1"
     ), words
 
 

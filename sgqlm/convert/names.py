@@ -4,8 +4,10 @@ Names on the right are the hub layout (transformers 4, `vision_tower.vision_mode
 turns the other layouts in circulation into it.
 """
 
+import functools
 import re
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -184,10 +186,11 @@ def adapter_entries(
     return rows
 
 
-def param_shapes(cfg: config.ModelConfig) -> dict[str, tuple[int, ...]]:
+@functools.cache  # tracing the model takes a second
+def param_shapes(cfg: config.ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of every parameter of a model by its path."""
     flat = traverse_util.flatten_dict(vlm.param_shapes(cfg), sep="/")
-    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+    return types.MappingProxyType({path: tuple(leaf.shape) for path, leaf in flat.items()})
 
 
 def is_ignored(name: str) -> bool:

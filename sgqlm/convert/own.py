@@ -55,9 +55,8 @@ def open_export(folder: str | pathlib.Path) -> source.Source:
     words = folder / "tokenizer.model"
     if manifest["format"] == "llava":
         found = hf.open_llava(folder)
-        found.leaves = {
-            path: _cut(leaf, names.param_shapes(model)[path]) for path, leaf in found.leaves.items()
-        }
+        shapes = names.param_shapes(model)
+        found.leaves = {path: _cut(leaf, shapes[path]) for path, leaf in found.leaves.items()}
     else:
         found = source.Source(model, text, {})
         given = found.files.enter_context(tensors.open_folder(folder))

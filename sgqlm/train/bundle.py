@@ -95,6 +95,16 @@ def open_model(
     return meta, model
 
 
+def open_any(path: str | os.PathLike) -> source.Source:
+    """Open what a run may start from: a checkpoint, a Hugging Face LLaVA folder or an export.
+
+    Raises:
+        SgqlmError: it is none of them, or damaged.
+    """
+    is_model = not checkpoint.find(path) and importing.is_model(path)
+    return importing.open_any(path) if is_model else open_model(path)[1]
+
+
 def facts(path: str | os.PathLike, meta: checkpoint.Meta) -> dict[str, object]:
     """Return what an export says about the checkpoint it was made of."""
     return {

@@ -241,9 +241,15 @@ def load_params(
     tree = _restore(folder / "params", traverse_util.unflatten_dict(targets, sep="/"))
     flat = traverse_util.flatten_dict(tree, sep="/")
     if meta.base:
-        for path, leaf in _base_leaves(meta.base, base).items():
-            if path not in flat:
-                flat[path] = jax.device_put(leaf, places.get(path, one))
+        below = base_folder(meta.base, base)
+        if inner := latest(below):
+            tree = load_params(inner[0], shardings=shardings)
+            flat = traverse_util.flatten_dict(tree, sep="/") | flat
+        else:
+            with importing.open_any(below) as found:
+                for path in sorted(set(found.leaves) - set(flat)):
+                    leaf = found.leaves[path].load()
+                    flat[path] = jax.device_put(leaf, places.get(path, one))
     if missing := sorted(set(meta.leaves) - set(flat)):
         raise incomplete(folder, missing)
     return traverse_util.unflatten_dict({p: flat[p] for p in meta.leaves}, sep="/")
@@ -275,21 +281,6 @@ def load_model(
     words = (folder / "tokenizer.model").read_bytes()
     tokenizer = open_tokenizer(words, cfg.text) if words else None
     return cfg, load_params(folder, base=base), tokenizer
-
-
-def load_any(path: str | os.PathLike) -> tuple[config.ModelConfig, types.Params, bytes]:
-    """Load what a run may start from: a checkpoint, a Hugging Face LLaVA folder or an export.
-
-    Returns:
-        The model, its parameters in the dtypes of the files, and the SentencePiece model (empty
-        if the folder has none).
-    """
-    path = pathlib.Path(path)
-    if not find(path) and importing.is_model(path):
-        with importing.open_any(path) as found:
-            return found.config, found.params(), found.tokenizer
-    cfg, params, tokenizer = load_model(path)
-    return cfg.model, params, tokenizer.model_bytes if tokenizer else b""
 
 
 def open_tokenizer(model: bytes, text: config.TextConfig) -> tokenizer_lib.Tokenizer:
@@ -365,10 +356,6 @@ def incomplete(folder: pathlib.Path, missing: list[str]) -> errors.SgqlmError:
         fix="give the base this checkpoint was trained from",
         code=errors.CHECKPOINT,
     )
-
-
-def _base_leaves(saved: dict[str, str], base: str | os.PathLike | None) -> dict[str, Any]:
-    return traverse_util.flatten_dict(load_any(base_folder(saved, base))[1], sep="/")
 
 
 def base_folder(saved: dict[str, str], base: str | os.PathLike | None) -> pathlib.Path:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,11 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from sgqlm import config, errors, types
+from sgqlm.convert import leaves
 from sgqlm.models import lora, vlm
 from sgqlm.parallel import rules
 from sgqlm.text import tokenizer as tokenizer_lib
-from sgqlm.train import checkpoint
+from sgqlm.train import bundle, checkpoint
 
 _FREE = ("workdir", "only", "init", "resume", "mesh", "remat", "log_every", "eval_every")
 _FREE += ("eval_batches", "save_every", "keep", "sample_every", "tensorboard", "stages")
@@ -63,16 +64,17 @@ def begin(
     found = _find(settings.train.resume, workdir)
     if found:
         return _resume(settings, found, mesh)
-    base_model, base_params, base_tokenizer = None, None, b""
-    if settings.train.init:
-        base_model, base_params, base_tokenizer = checkpoint.load_any(settings.train.init)
-    tokenizer = _tokenizer(settings, base_tokenizer, texts)
-    settings = _with_vocabulary(settings, tokenizer, mesh, base_model)
-    params = init_params(settings.model, settings.train.seed, mesh)
-    if base_params is None:
-        return Start(settings, params, tokenizer, None, frozenset(), None)
     where = settings.train.init
-    params, paths = graft(base_params, params, where=where)
+    if not where:
+        tokenizer = _tokenizer(settings, b"", texts)
+        settings = _with_vocabulary(settings, tokenizer, mesh, None)
+        params = init_params(settings.model, settings.train.seed, mesh)
+        return Start(settings, params, tokenizer, None, frozenset(), None)
+    with bundle.open_any(where) as found:
+        tokenizer = _tokenizer(settings, found.tokenizer, texts)
+        settings = _with_vocabulary(settings, tokenizer, mesh, found.config)
+        params = init_params(settings.model, settings.train.seed, mesh)
+        params, paths = graft(found.leaves, params, where=where)
     base = {"path": str(_base_folder(where)), "digest": checkpoint.digest(_base_folder(where))}
     return Start(settings, params, tokenizer, base, paths, None)
 
@@ -85,14 +87,14 @@ def init_params(model: config.ModelConfig, seed: int, mesh: Mesh) -> types.Param
 
 
 def graft(
-    base: types.Params, fresh: types.Params, *, where: str
+    base: Mapping[str, leaves.Leaf], fresh: types.Params, *, where: str
 ) -> tuple[types.Params, frozenset[str]]:
-    """Put the base's values into a fresh tree, in the base's dtypes.
+    """Put the base's values into a fresh tree, in the base's dtypes, one after the other.
 
     Only whole parts may be new, such as a graph or adapters that the base does not have.
 
     Args:
-        base: parameters of the base.
+        base: parameters of the base, by path.
         fresh: freshly initialised parameters on the mesh.
         where: the base, for messages.
 
@@ -102,20 +104,15 @@ def graft(
     Raises:
         SgqlmError: parameters are missing, unknown or of another shape.
     """
-    known: dict[str, Any] = traverse_util.flatten_dict(base, sep="/")
     target: dict[str, Any] = traverse_util.flatten_dict(fresh, sep="/")
-    parts = {lora.part_of(path) for path in known}
-    faults = [f"{p} is unknown to the model" for p in sorted(set(known) - set(target))]
-    merged = {}
+    parts = {lora.part_of(path) for path in base}
+    faults = [f"{p} is unknown to the model" for p in sorted(set(base) - set(target))]
     for path, leaf in target.items():
-        if path not in known:
+        if path not in base:
             if lora.part_of(path) in parts:
                 faults.append(f"{path} is missing")
-            merged[path] = leaf
-        elif known[path].shape != leaf.shape:
-            faults.append(f"{path} has {known[path].shape}, the model {leaf.shape}")
-        else:
-            merged[path] = jax.device_put(known[path], leaf.sharding)
+        elif base[path].shape != leaf.shape:
+            faults.append(f"{path} has {base[path].shape}, the model {leaf.shape}")
     if faults:
         raise errors.SgqlmError(
             f"the base does not fit the model in {len(faults)} parameters",
@@ -124,8 +121,10 @@ def graft(
             fix="set config.model as the base has it",
             code=errors.CHECKPOINT,
         )
-    tree = traverse_util.unflatten_dict(merged, sep="/")
-    return tree, frozenset(set(known) & set(target))
+    known = frozenset(set(base) & set(target))
+    for path in known:
+        target[path] = jax.device_put(base[path].load(), target[path].sharding)
+    return traverse_util.unflatten_dict(target, sep="/"), known
 
 
 def differences(saved: Any, wanted: Any, where: str = "config") -> list[str]:

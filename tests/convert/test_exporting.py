@@ -234,6 +234,8 @@ def test_adapters_come_back_onto_their_base(tiny, tmp_path, capsys):
 def test_bfloat16_is_kept_and_made(tiny, tmp_path):
     options = dataclasses.replace(QUIET, dtype="bfloat16")
     tiny.save_pretrained(tmp_path / "x", "sgqlm", options=options)
+    tree = json.loads((tmp_path / "x" / "config.json").read_text())
+    assert tree["dtype"] == tree["torch_dtype"] == tree["text_config"]["dtype"] == "bfloat16"
     with own.open_export(tmp_path / "x") as found:
         assert {leaf.dtype for leaf in found.leaves.values()} == {np.dtype(ml_dtypes.bfloat16)}
         whole = config.Config(model=found.config, text=found.text)

@@ -223,6 +223,8 @@ def test_manifest_and_modes(tmp_path):
     names |= {"front/config.json", "model.safetensors.index.json"}
     assert set(tree["files"]) == names
     assert tree["step"] == 3
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert list(index["weight_map"]) == sorted(ARRAYS)
     assert tree["files"]["front/config.json"] == {
         "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
         "bytes": 2,

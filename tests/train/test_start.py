@@ -8,6 +8,7 @@ import pytest
 from flax import traverse_util
 
 from sgqlm import errors
+from sgqlm.convert import leaves
 from sgqlm.models import vlm
 from sgqlm.text import tokenizer
 from sgqlm.train import start
@@ -19,7 +20,7 @@ TEXTS = ["a red ball is left of a blue box", "what colour is the small cone"] * 
 def tree(seed, *parts, width=3):
     """Return a small parameter tree, with the names of a real one."""
     rng = np.random.default_rng(seed)
-    leaves = {
+    shapes = {
         "vision": {"vision/cls": (width,), "vision/pos/embedding": (2, width)},
         "vision_lora": {"vision/blocks/attn/q/lora_a": (1, width)},
         "llm": {"llm/norm/scale": (width,)},
@@ -28,15 +29,20 @@ def tree(seed, *parts, width=3):
     flat = {
         path: jax.numpy.asarray(rng.normal(size=shape), "float32")
         for part in parts
-        for path, shape in leaves[part].items()
+        for path, shape in shapes[part].items()
     }
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def as_leaves(params):
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return {path: leaves.of_array(np.asarray(leaf)) for path, leaf in flat.items()}
 
 
 def test_a_base_gives_its_parts_and_new_parts_stay_fresh():
     base = tree(0, "vision", "llm")
     fresh = tree(1, "vision", "vision_lora", "llm", "graph")
-    merged, taken = start.graft(base, fresh, where="base")
+    merged, taken = start.graft(as_leaves(base), fresh, where="base")
     assert taken == {"vision/cls", "vision/pos/embedding", "llm/norm/scale"}
     assert toys.same(merged["vision"]["cls"], base["vision"]["cls"])
     assert toys.same(merged["graph"], fresh["graph"])
@@ -45,7 +51,7 @@ def test_a_base_gives_its_parts_and_new_parts_stay_fresh():
 
 def test_the_dtype_of_the_base_stays():
     base = jax.tree.map(lambda x: np.asarray(x, np.float16), tree(0, "llm"))
-    merged, _ = start.graft(base, tree(1, "llm", "graph"), where="base")
+    merged, _ = start.graft(as_leaves(base), tree(1, "llm", "graph"), where="base")
     assert merged["llm"]["norm"]["scale"].dtype == np.float16
 
 
@@ -59,7 +65,7 @@ def test_the_dtype_of_the_base_stays():
 )
 def test_a_base_that_does_not_fit(base, message):
     with pytest.raises(errors.SgqlmError, match="the base does not fit") as caught:
-        start.graft(base, tree(1, "vision", "llm"), where="there")
+        start.graft(as_leaves(base), tree(1, "vision", "llm"), where="there")
     assert message in caught.value.why
     assert (caught.value.where, caught.value.code) == ("there", errors.CHECKPOINT)
 
