@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import warnings
 
 import ml_dtypes
@@ -18,6 +19,7 @@ from sgqlm.decode import generate
 from sgqlm.models import clip_vit, lora, vlm
 from sgqlm.train import bundle, checkpoint
 from tests import tiny_model
+from tests.convert import other_python
 from tests.models import helpers, test_llava
 
 QUIET = exporting.Options(check_text=False)
@@ -136,50 +138,60 @@ def test_an_export_without_the_extras_is_a_llava(tiny, tmp_path):
     assert (found[..., vocab:].max(-1).values <= best).all()  # fillers are never said
 
 
-def test_greedy_answers_equal_alone_and_padded_on_the_left(tiny, tmp_path):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+@pytest.fixture(scope="module")
+def greedy(tiny, tmp_path_factory):
+    """Export a LLaVA and let ours answer four rows; return the folder, inputs, logits and ids."""
+    root = tmp_path_factory.mktemp("greedy")
     options = dataclasses.replace(QUIET, drop_extras=True)
-    tiny.save_pretrained(tmp_path / "x", "llava", options=options)
-    read = model_lib.load(tmp_path / "x")
+    tiny.save_pretrained(root / "x", "llava", options=options)
+    read = model_lib.load(root / "x")
     cfg, params = read.config.model, read.params
-    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "x").eval()
+    token = json.loads((root / "x" / "config.json").read_text())["image_token_index"]
     rng = np.random.default_rng(0)
-    lengths = np.array([31, 20, 27, 24])  # 16 of them are the image
+    lengths = np.array([31, 20, 27, 24], np.int32)  # 16 of them are the image
     batch = helpers.batch(cfg, num_nodes=(0,) * 4, length=32)
     images = rng.integers(0, 256, batch.images.shape).astype(np.uint8)
     ids = rng.integers(3, cfg.llm.vocab_size, (4, 32))
     ids[:, 1:17] = types.IMAGE_TOKEN_ID
     ids = np.where(np.arange(32) < lengths[:, None], ids, 0).astype(np.int32)
-    batch = batch._replace(images=images, tokens=ids, lengths=lengths.astype(np.int32), graph=None)
-    ours = generate.Generator(cfg, params, eos_id=cfg.llm.vocab_size).generate(
-        batch, max_new_tokens=64
-    )
+    batch = batch._replace(images=images, tokens=ids, lengths=lengths, graph=None)
+    logits = np.asarray(vlm.head(params, cfg, vlm.forward(params, cfg, batch)[0]))
+    never = cfg.llm.vocab_size
+    ours = generate.Generator(cfg, params, eos_id=never).generate(batch, max_new_tokens=64)
     assert len(set(map(tuple, ours))) == 4
-    token = theirs.config.image_token_id
-    pixels = torch.tensor(np.asarray(clip_vit.normalise(images, np.float32))).permute(0, 3, 1, 2)
+    size = lengths.max()
+    left = np.stack([np.roll(row[:size], size - n) for row, n in zip(ids, lengths, strict=True)])
+    given = {
+        "ids": np.where(left == types.IMAGE_TOKEN_ID, token, left).astype(np.int64),
+        "mask": (np.arange(size) >= size - lengths[:, None]).astype(np.int64),
+        "pixels": np.asarray(clip_vit.normalise(images, np.float32)).transpose(0, 3, 1, 2).copy(),
+    }
+    np.savez(root / "given.npz", **given)
+    last = logits[np.arange(4), lengths - 1]
+    return root, last, ours
 
-    def answers(rows):
-        size = lengths[rows].max()
-        padded = np.full((len(rows), size), 0)
-        for slot, row in zip(padded, rows, strict=True):
-            slot[size - lengths[row] :] = ids[row, : lengths[row]]
-        padded = np.where(padded == types.IMAGE_TOKEN_ID, token, padded)
-        mask = np.arange(size) >= size - lengths[rows][:, None]
-        with torch.no_grad():
-            found = theirs.generate(
-                input_ids=torch.tensor(padded),
-                attention_mask=torch.tensor(mask.astype(np.int64)),
-                pixel_values=pixels[torch.tensor(rows)],
-                max_new_tokens=64,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        return found[:, size:].tolist()
 
-    assert answers([0, 1, 2, 3]) == ours
-    assert answers([2]) == ours[2:3]
+def equal_greedy(python, greedy, major):
+    root, last, ours = greedy
+    program = pathlib.Path(__file__).parent / "run_llava.py"
+    other_python.run(python, program, root / "x", root / "given.npz", root / f"{major}.npz")
+    found = np.load(root / f"{major}.npz")
+    report = json.loads(str(found["report"]))
+    assert report["version"].startswith(major)
+    assert report["lost"] == 0
+    assert np.abs(found["logits"][:, -1, : last.shape[1]] - last).max() < 1e-4
+    assert found["several"].tolist() == ours
+    assert found["one"].tolist() == ours[:1]
+
+
+def test_greedy_answers_equal_alone_and_padded_on_the_left(greedy):
+    equal_greedy(other_python.having("transformers"), greedy, "5.")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_greedy_answers_equal_in_transformers_4(greedy, tmp_path):
+    equal_greedy(other_python.transformers_4(tmp_path / "venv"), greedy, "4.57")
 
 
 @pytest.mark.parametrize("mode", ["paper", "released"])

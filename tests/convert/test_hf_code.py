@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 import subprocess
-import sys
 import types as python_types
 
 import jax
@@ -15,7 +14,7 @@ from sgqlm import config, types
 from sgqlm.decode import generate
 from sgqlm.models import vlm
 from tests import tiny_model
-from tests.convert import exports
+from tests.convert import exports, other_python
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch = pytest.importorskip("torch", reason="the shipped files are written for torch")
@@ -438,19 +437,7 @@ print("equal")
 @pytest.fixture(scope="module")
 def fresh_python(tmp_path_factory):
     """Return a Python with transformers 4.57 and torch, and nothing of this project."""
-    folder = str(tmp_path_factory.mktemp("environment") / "venv")
-    given = os.environ.get("SGQLM_TRANSFORMERS4_PYTHON")
-    python = given or os.path.join(folder, "bin", "python")
-    if not given:
-        wanted = ["transformers==4.57.6", "torch==2.13.0", "sentencepiece", "Pillow"]
-        for command in (
-            [sys.executable, "-m", "venv", folder],
-            [python, "-m", "pip", "install", "-q", "--prefer-binary", *wanted],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                pytest.skip(f"no environment with transformers 4.57: {done.stderr[-300:]}")
-    return python
+    return other_python.transformers_4(tmp_path_factory.mktemp("environment") / "venv")
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Freshly made LLaVA models of transformers, read from the folder that it writes."""
 
+import copy
+import dataclasses
 import warnings
 
 import jax
@@ -115,3 +117,25 @@ def test_greedy_answers_equal(pair):
         whole = theirs.generate(**given, max_new_tokens=8, do_sample=False, eos_token_id=None)
     generator = generate.Generator(ours.config, ours.params, eos_id=VOCAB)  # never drawn
     assert generator.generate(batch, max_new_tokens=8) == whole[:, 24:].tolist()
+
+
+def test_bfloat16_is_as_near_as_bfloat16_lets_it_be(pair):
+    torch, theirs, ours = pair
+    cfg = dataclasses.replace(ours.config, compute_dtype="bfloat16")
+    params = jax.tree.map(lambda x: jax.numpy.asarray(x, "bfloat16"), ours.params)
+    batch, given = inputs(torch, cfg, (28, 23))
+    half = copy.deepcopy(theirs).to(torch.bfloat16)
+    given["pixel_values"] = given["pixel_values"].to(torch.bfloat16)
+    with torch.no_grad():
+        expected = half(**given).logits.float().numpy()
+    hidden, _ = forward(params, cfg, batch)
+    logits = np.asarray(vlm.head(params, cfg, hidden))
+    kl, same = [], []
+    for row, length in enumerate(batch.lengths):
+        a, b = (np.asarray(jax.nn.log_softmax(x[row, :length])) for x in (logits, expected))
+        kl += (np.exp(b) * (b - a)).sum(-1).tolist()
+        same += (a.argmax(-1) == b.argmax(-1)).tolist()
+    print(f"KL: largest {max(kl):.1e}, mean {np.mean(kl):.1e}; same best token {np.mean(same):.1%}")
+    assert max(kl) < 5e-3
+    assert np.mean(kl) < 1e-3
+    assert np.mean(same) > 0.96  # one or two near ties among 51 positions of random weights
