@@ -4,12 +4,12 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sgqlm import config, errors
 
 _ACTIVATIONS = ("gelu", "quick_gelu")
-_PROJECTORS = {"mlp2x_gelu": "mlp2x", "linear": "linear"}
+_PROJECTORS: dict[str, Literal["mlp2x", "linear"]] = {"mlp2x_gelu": "mlp2x", "linear": "linear"}
 
 
 def read_json(folder: pathlib.Path, name: str = "config.json", *, kind: str = "") -> dict[str, Any]:

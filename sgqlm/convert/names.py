@@ -8,7 +8,7 @@ import functools
 import re
 import types
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
@@ -189,7 +189,7 @@ def adapter_entries(
 @functools.cache  # tracing the model takes a second
 def param_shapes(cfg: config.ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of every parameter of a model by its path."""
-    flat = traverse_util.flatten_dict(vlm.param_shapes(cfg), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(vlm.param_shapes(cfg), sep="/")
     return types.MappingProxyType({path: tuple(leaf.shape) for path, leaf in flat.items()})
 
 

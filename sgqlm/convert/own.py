@@ -25,6 +25,9 @@ def read_manifest(folder: str | pathlib.Path) -> dict[str, Any]:
         SgqlmError: a file is missing, changed or not listed.
     """
     folder = pathlib.Path(folder)
+    if not is_export(folder):
+        fix = "give a folder that `sgqlm export` wrote"
+        raise hf_config.error("this is not an export of sgqlm", folder, fix)
     if faults := stream.verify(folder):
         raise hf_config.error(
             f"the export is damaged in {len(faults)} files",

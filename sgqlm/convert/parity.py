@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def reference(job: Mapping[str, Any], given: Mapping[str, np.ndarray]) -> dict[s
     with tempfile.TemporaryDirectory(prefix="sgqlm-") as folder:
         place = pathlib.Path(folder)
         (place / "job.json").write_text(json.dumps(job))
-        np.savez(place / "in.npz", **given)
+        cast(Any, np.savez)(place / "in.npz", **given)
         _run(place)
         with np.load(place / "out.npz") as found:
             return {name: found[name] for name in found}
@@ -143,7 +143,7 @@ def make_job(
         towers = {"clip": at.get("clip", at["source"]), "llama": at.get("llama", at["source"])}
         return {"kind": "towers", "layer": layer, **towers}
     if kind == "sq-llava":
-        named = model.about["folders"]
+        named = {name: str(folder.absolute()) for name, folder in model.folders.items()}
         vision = str(folders["source"] / "Vit-lora")
         adapters = {"text_adapter": at["source"], "vision_adapter": vision}
         towers = {"clip": named["clip"], "llama": named["base"]}

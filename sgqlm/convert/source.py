@@ -2,13 +2,15 @@
 
 import contextlib
 import dataclasses
+import pathlib
 import types as python_types
 from collections.abc import Mapping
 from typing import Any
 
 from flax import traverse_util
 
-from sgqlm import config, types
+from sgqlm import config as config_lib
+from sgqlm import types
 from sgqlm.convert import leaves as leaves_lib
 
 
@@ -24,15 +26,17 @@ class Source:
         tokenizer: the SentencePiece model; empty if there is none.
         about: facts of the source that an export gives back, such as the id of `<image>`.
         notes: what the user should know.
+        folders: where its parts were found, by name; never stored.
     """
 
-    config: config.ModelConfig
-    text: config.TextConfig
+    config: config_lib.ModelConfig
+    text: config_lib.TextConfig
     leaves: dict[str, leaves_lib.Leaf]
     carried: dict[str, leaves_lib.Leaf] = dataclasses.field(default_factory=dict)
     tokenizer: bytes = b""
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    folders: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     files: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> "Source":

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
@@ -104,8 +105,8 @@ def open_release(
             image_fit="pad",
         )
         found.text = dataclasses.replace(found.text, template="v1_sq")
-        folders = {"base": str(base.absolute()), "clip": str(clip.absolute())}
-        found.about = {"kind": "sq-llava", "base": base.resolve().name, "folders": folders}
+        found.about = {"kind": "sq-llava", "base": base.resolve().name}
+        found.folders = {"base": base, "clip": clip}
         hf.add_towers(found, clip, base, may_leave=_is_replaced)
         _connector(found, folder)
         _adapters(found, folder, settings)
@@ -145,7 +146,8 @@ def _connector(found: source.Source, folder: pathlib.Path) -> None:
     given = found.files.enter_context(tensors.open_folder(folder, "non_lora_trainables"))
     arrays = {name: given.read(name) for name in given.names}
     for part, tree in connector_from_state_dict(arrays).items():
-        for path, array in traverse_util.flatten_dict(tree, sep="/").items():
+        flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+        for path, array in flat.items():
             found.leaves[f"{part}/{path}"] = leaves_lib.of_array(array)
 
 

@@ -417,7 +417,7 @@ def _check_target(out: pathlib.Path, *, overwrite: bool) -> None:
     if not any(out.iterdir()):
         return
     if not overwrite:
-        fix = "choose another name, or ask to overwrite an earlier export"
+        fix = "choose another name, or overwrite an earlier export (--overwrite)"
         raise header.fault("the target exists and is not empty", out, fix=fix)
     if not (out / MANIFEST).is_file():
         why = f"it has no {MANIFEST}, so it is no export, and overwriting would delete it"

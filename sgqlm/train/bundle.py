@@ -101,6 +101,7 @@ def open_any(path: str | os.PathLike) -> source.Source:
     Raises:
         SgqlmError: it is none of them, or damaged.
     """
+    path = pathlib.Path(path)
     is_model = not checkpoint.find(path) and importing.is_model(path)
     return importing.open_any(path) if is_model else open_model(path)[1]
 

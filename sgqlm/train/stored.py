@@ -62,7 +62,8 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
 
     async def serialize(self, values, infos, args=None):
         args = args or [ocp.SaveArgs()] * len(values)
-        for leaf, info, arg in zip(values, infos, args, strict=True):
+        found: Any = values  # leaves, though numpy arrays are declared
+        for leaf, info, arg in zip(found, infos, args, strict=True):
             for written in await super().serialize([leaf.load()], [info], [arg]):
                 written.result()
         return []

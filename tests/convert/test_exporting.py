@@ -292,6 +292,9 @@ def test_one_flipped_byte_is_found_and_named(tiny, tmp_path, capsys):
     with pytest.raises(errors.SgqlmError, match="damaged in 1 files"):
         model_lib.load(tmp_path / "x")
     assert run("ckpt", "verify", tmp_path) == errors.CHECKPOINT
+    assert "nothing to verify" in capsys.readouterr().err
+    assert run("import", "sgqlm", tmp_path, "--out", tmp_path / "z") == errors.CHECKPOINT
+    assert "not an export of sgqlm" in capsys.readouterr().err
 
 
 def test_targets_that_exist_are_refused(tiny, tmp_path, capsys):

@@ -98,6 +98,7 @@ def test_what_is_told_and_what_is_carried(folders):
         assert note.startswith("max |lora_B| of the vision tower's adapter: 0.")
         assert "never trained" not in note
         assert found.config.image_fit == "pad"
+        assert str(folders["base"].parent) not in json.dumps(found.about)  # it is stored
         assert found.text.template == "v1_sq"
         behind = [name for name in found.carried if "encoder.layers.2." in name]
         assert len(behind) == 16 + 12  # the unused layer and its adapters

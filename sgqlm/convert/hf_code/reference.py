@@ -7,6 +7,7 @@
 import json
 import pathlib
 import sys
+import typing
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def _load_llama(folder: str):
     known = {k: v for k, v in tree.items() if k not in ("architectures", "model_type")}
     cfg = transformers.LlamaConfig(**known)
     kind = transformers.LlamaForCausalLM
-    model, info = kind.from_pretrained(
+    model, info = typing.cast(typing.Any, kind).from_pretrained(
         folder, config=cfg, dtype=torch.float32, output_loading_info=True
     )
     if lost := [*info["missing_keys"], *info["mismatched_keys"]]:
