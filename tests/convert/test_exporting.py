@@ -90,6 +90,7 @@ def test_a_llava_comes_back_bit_for_bit(theirs, tmp_path, capsys):
     assert torch.equal(a, b[..., : a.shape[-1]])
 
 
+@pytest.mark.slow  # tests/convert/test_parity.py has the gate itself
 def test_verification_against_transformers(theirs, tmp_path, capsys):
     _, folder, _ = theirs
     assert run("import", "llava", folder, "--out", tmp_path / "a", "--verify") == 0

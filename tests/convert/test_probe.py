@@ -64,6 +64,7 @@ def test_an_export_has_no_differences(folder, variable):
     assert report.checked_with.startswith("transformers 4" if variable else "transformers 5")
 
 
+@pytest.mark.slow
 def test_differences_are_found(folder, tmp_path):
     """One spoilt folder and one other model: the ids, the placeholders and errors all count."""
     other_python.having("transformers")

@@ -10,7 +10,7 @@ from flax import traverse_util
 from sgqlm import config, errors
 from sgqlm.models import lora
 from sgqlm.scenes import builder
-from sgqlm.train import checkpoint, loop, metrics
+from sgqlm.train import bundle, checkpoint, loop, metrics
 from tests.train import micro, toys
 
 
@@ -140,6 +140,7 @@ def test_only_what_differs_from_the_base_is_saved(plan, whole, tmp_path):
     assert {lora.part_of(path) for path in meta.saved} == {"llm_lora"}
     assert meta.base["path"] == base
     assert toys.same(checkpoint.load_model(tmp_path)[1], result.params)
+    assert toys.same(bundle.open_model(tmp_path)[1].params(), result.params)
     flat = traverse_util.flatten_dict(result.params, sep="/")
     old = traverse_util.flatten_dict(whole[1].params, sep="/")
     same = {lora.part_of(p) for p in flat if (flat[p] == old[p]).all()}
