@@ -30,7 +30,7 @@ quickstart:
 
 test:
 	@scripts/setup_env.sh dev
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-all:
 	@scripts/setup_env.sh dev
