@@ -44,7 +44,6 @@ FLAGS = {"absl", "ml_collections"}
 NEVER = {"tensorflow", "torchvision", "clu"}
 # grain asks whether absl flags are parsed before it starts worker processes
 FLAGS_EXCEPTIONS = {"data/pipeline.py"}
-OTHER_PROCESS = ("convert/unpickle.py",)  # torch runs in a child of it only
 # packages that one path of a module needs and that cost time or are optional
 LAZY = JAX | TORCH | FLAGS | {
     "array_record",
@@ -126,7 +125,7 @@ def test_packages_stay_in_their_place(path):
     assert not packages & NEVER
     if unit in WITHOUT_JAX:
         assert not packages & JAX
-    if unit != "entities" and not name.startswith(("convert/hf_code/", *OTHER_PROCESS)):
+    if unit != "entities" and not name.startswith("convert/hf_code/"):
         assert not packages & TORCH
     if unit != "cli" and name not in FLAGS_EXCEPTIONS:
         assert not packages & FLAGS

@@ -16,10 +16,10 @@ _NOTICE = (
     "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
     "All Rights Reserved."
 )
-_IMPORTS = """\
-from PIL import Image, ImageOps
-from transformers import AutoModelForImageTextToText, AutoProcessor
-"""
+_IMPORTS = (  # text of the card; nothing is imported here
+    "from PIL import Image, ImageOps\n"
+    "from transformers import AutoModelForImageTextToText, AutoProcessor\n"
+)
 _PICTURE = """\
 image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 """

@@ -1,34 +1,24 @@
 """Pickled torch weights turned into safetensors, in a process of its own.
 
-The caller never unpickles and needs no torch. `python -m sgqlm.convert.unpickle FILE OUT` does:
-with `weights_only`, limited memory and time, and accepting nothing but tensors by name.
+The caller never unpickles and needs no torch; `hf_code/read_pickle.py` does, in a child process
+with limited memory and time.
 """
 
-import contextlib
-import errno
 import json
-import math
 import os
 import pathlib
-import pickle
 import re
-import resource
 import shutil
 import subprocess
 import sys
-import zipfile
-from collections.abc import Mapping
-from typing import Any
 
 from sgqlm import errors
 from sgqlm.convert import header
 
-_REFUSED, _NO_TORCH, _NO_ROOM = 10, 11, 12  # exit codes of the process
+# exit codes of the process
+REFUSED, NO_TORCH, NO_ROOM = 10, 11, 12
 _ZIP = b"PK\x03\x04"
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
-_MAX_ALIASES = 4  # names that share one tensor (tied embeddings) are written once each
-_SPARE = 2**30  # bytes of memory the process may take beside the file
-_WRAPPERS = ("state_dict", "model")
 
 
 def to_safetensors(file: pathlib.Path, out: pathlib.Path, *, timeout: float | None = None) -> None:
@@ -55,7 +45,7 @@ def to_safetensors(file: pathlib.Path, out: pathlib.Path, *, timeout: float | No
     if shutil.disk_usage(out.parent).free < 1.05 * size:
         raise _no_room(file, size)
     timeout = 60 + size / 1e7 if timeout is None else timeout
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "sgqlm.convert.unpickle"]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "sgqlm.convert.hf_code.read_pickle"]
     try:
         done = subprocess.run(
             [*command, str(file.absolute()), str(out.absolute())],
@@ -67,126 +57,20 @@ def to_safetensors(file: pathlib.Path, out: pathlib.Path, *, timeout: float | No
         )
     except subprocess.TimeoutExpired:
         raise _refused(file, f"it was not read after {timeout:.0f} s") from None
-    if done.returncode == _NO_TORCH:
+    if done.returncode == NO_TORCH:
         raise header.fault(
             f"{file.name} is a pickle of torch, and torch is not installed",
             file,
             fix='pip install "sgqlm[hf]", or give the weights as safetensors',
         )
-    if done.returncode == _NO_ROOM:
+    if done.returncode == NO_ROOM:
         raise _no_room(file, size)
-    if done.returncode == _REFUSED:
+    if done.returncode == REFUSED:
         raise _refused(file, header.show(json.loads(done.stdout.splitlines()[-1])))
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         why = f"the process that read it ended with {done.returncode}"
         raise _refused(file, ": ".join([why, *map(header.show, last)]))
-
-
-def main(arguments: list[str]) -> int:
-    """Read argument 0, write argument 1, print as JSON why not, and return the exit code."""
-    try:
-        import torch
-    except ImportError:
-        return _NO_TORCH
-    file, out = arguments
-    try:
-        size = os.stat(file).st_size
-        _limit_memory(2 * size + _SPARE)
-        torch.set_num_threads(1)
-        is_zip = _check_zip(file, size)
-        tree = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
-        _write(_tensors(tree, torch), out, most=_MAX_ALIASES * size)
-    except OSError as error:
-        print(json.dumps(f"it cannot be read or copied ({error.strerror})"))
-        return _NO_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else _REFUSED
-    except Exception as error:  # whatever a stranger's file provokes is a reason to refuse it
-        print(json.dumps(_reason(error)))
-        return _REFUSED
-    return 0
-
-
-def _limit_memory(spare: int) -> None:
-    """Let this process take at most `spare` bytes more, where the system can say and limit it."""
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + spare
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def _check_zip(file: str, size: int) -> bool:
-    with open(file, "rb") as stream:
-        if stream.read(4) != _ZIP:
-            return False
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("it is compressed, which torch never does")
-    if sum(entry.file_size for entry in entries) > size:
-        raise ValueError("it declares more data than the file has")
-    return True
-
-
-def _tensors(tree: Any, torch: Any) -> dict[str, Any]:
-    """Return the tensors by name, or refuse the tree."""
-    if isinstance(tree, Mapping) and len(tree) == 1:
-        name, inner = next(iter(tree.items()))
-        tree = inner if name in _WRAPPERS and isinstance(inner, Mapping) else tree
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"it holds one {type(tree).__name__}, not tensors by name")
-    for name, value in tree.items():
-        if not isinstance(name, str) or name == header.METADATA:
-            raise ValueError("a key is not the name of a tensor")
-        shown = header.show(name)
-        if type(value) not in (torch.Tensor, torch.nn.Parameter):
-            raise ValueError(f"{shown} is not a tensor but a {type(value).__name__}")
-        if value.layout != torch.strided or value.device.type != "cpu":
-            raise ValueError(f"{shown} is not a plain tensor with data")
-        # an expanded tensor repeats the few bytes it has
-        if value.nbytes > value.untyped_storage().nbytes():
-            raise ValueError(f"{shown} declares more data than the file has")
-    return dict(tree)
-
-
-def _write(tensors: dict[str, Any], out: str, *, most: int) -> None:
-    """Write safetensors, one tensor at a time."""
-    codes = {name: _code(name, tensor) for name, tensor in tensors.items()}
-    first, places = header.encode([(n, codes[n], tuple(t.shape)) for n, t in tensors.items()])
-    if places and max(info.stop for info in places.values()) - len(first) > most:
-        raise ValueError(f"its tensors take more than {_MAX_ALIASES} times the bytes of the file")
-    with open(out, "wb") as stream:
-        stream.write(first)
-        for name in places:  # in the order of the offsets
-            if math.prod(tensors[name].shape):
-                stream.write(_bytes(tensors[name]))
-
-
-def _bytes(tensor: Any) -> memoryview:
-    import torch
-
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-
-
-def _code(name: str, tensor: Any) -> str:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    names = {str(dtype): code for dtype, code in header.CODES.items()}
-    if kind not in names:
-        raise ValueError(f"{header.show(name)} has the dtype {kind}")
-    return names[kind]
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, MemoryError):
-        return "reading it takes more memory than its size explains"
-    # torch's own text goes on to advise switching the protection off
-    if found := re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", str(error)):
-        return f"it holds {found[1]}; loading that could run code, and nothing was run"
-    if isinstance(error, pickle.UnpicklingError):
-        return "its pickle holds more than tensors; nothing was run"
-    if type(error) is ValueError:
-        return str(error)
-    return f"torch cannot read it ({type(error).__name__})"
 
 
 def _environment() -> dict[str, str]:
@@ -215,7 +99,3 @@ def _no_room(file: pathlib.Path, size: int) -> errors.SgqlmError:
         fix="set TMPDIR to a folder with more room, or give the weights as safetensors",
         code=errors.RESOURCES,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -15,6 +15,7 @@ from safetensors import numpy as safe_numpy
 
 from sgqlm import errors
 from sgqlm.convert import header, tensors, unpickle
+from sgqlm.convert.hf_code import read_pickle
 from tests import paths
 
 NEEDS_TORCH = "reads or writes pickles of torch"
@@ -41,10 +42,10 @@ def in_process(monkeypatch):
 
     def run(command, **_):
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            code = unpickle.main(command[-2:])
+            code = read_pickle.main(command[-2:])
         return subprocess.CompletedProcess(command, code, out.getvalue().encode(), b"")
 
-    monkeypatch.setattr(unpickle, "_limit_memory", lambda spare: None)
+    monkeypatch.setattr(read_pickle, "_limit_memory", lambda spare: None)
     monkeypatch.setattr(unpickle.subprocess, "run", run)
 
 
