@@ -129,6 +129,8 @@ class ModelConfig:
     vision_lora: LoraConfig = LoraConfig()
     llm_lora: LoraConfig = LoraConfig()
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # `auto` picks by platform, dtype and length, see models.attention.choose
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     image_fit: Literal["pad", "crop"] = "pad"  # pad to a square, or CLIP's centre crop
     # Words that the region classifier predicts for an entity (its label); 0: no classifier.
     # For towers trained here; a real run has its labels from an extractor.
@@ -225,13 +227,20 @@ class TrainConfig:
     mesh: Mapping[str, int] = dataclasses.field(
         default_factory=lambda: {"data": 1, "fsdp": -1, "tensor": 1}
     )
-    remat: Literal["none", "full", "dots"] = "none"
+    # what the backward pass computes again: nothing, all but a layer's input, all but the matrix
+    # products, all but q, k, v and the attended values, or those kept in host memory
+    remat: Literal["none", "full", "dots", "qkv", "offload"] = "none"
     log_every: int = 10
     eval_every: int = 0
     eval_batches: int = 8
     save_every: int = 0  # 0: at the end of a stage only
+    async_save: bool = True  # checkpoints are written while the next steps run
     keep: int = 2
     sample_every: int = 0  # steps between pictures of sample answers; 0: none
+    # a step whose gradient norm is above this multiple of the median of the last `spike_window`
+    # good steps is left out; 0: none is
+    spike_factor: float = 0.0
+    spike_window: int = 64
     tensorboard: bool = True
 
 
