@@ -129,7 +129,8 @@ class ModelConfig:
     vision_lora: LoraConfig = LoraConfig()
     llm_lora: LoraConfig = LoraConfig()
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    # `auto` picks by platform, dtype and length, see models.attention.choose
+    # of the language model; `auto` picks by platform, dtype and length (models.attention.choose),
+    # as it always does for the tower, unless this is `xla`
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     image_fit: Literal["pad", "crop"] = "pad"  # pad to a square, or CLIP's centre crop
     # Words that the region classifier predicts for an entity (its label); 0: no classifier.

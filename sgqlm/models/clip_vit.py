@@ -25,6 +25,7 @@ class Attention(nn.Module):
 
     num_heads: int
     lora: config_lib.LoraConfig
+    program: str = "auto"
 
     @nn.compact
     def __call__(self, x):
@@ -34,7 +35,7 @@ class Attention(nn.Module):
         q, k, v = (
             layers.Dense(width, lora=self.lora, name=name)(x).reshape(shape) for name in "qkv"
         )
-        y = attention.attend(q, k, v, is_causal=False).reshape(x.shape)
+        y = attention.attend(q, k, v, is_causal=False, wanted=self.program).reshape(x.shape)
         return layers.Dense(width, lora=self.lora, kernel_init=_RESIDUAL_INIT, name="out")(y)
 
 
@@ -57,6 +58,7 @@ class Block(nn.Module):
 
     config: config_lib.VisionConfig
     lora: config_lib.LoraConfig
+    program: str = "auto"  # of attention, see `attention.choose`
 
     @nn.compact
     def __call__(self, x):
@@ -65,7 +67,7 @@ class Block(nn.Module):
         heads = self.config.num_heads
         x = rules.shard(x, "batch", None, "embed")
         y = layers.LayerNorm(eps, name="norm1")(x)
-        x = x + Attention(heads, self.lora, name="attn")(y)
+        x = x + Attention(heads, self.lora, self.program, name="attn")(y)
         y = layers.LayerNorm(eps, name="norm2")(x)
         return x + Mlp(self.config, self.lora, name="mlp")(y), None
 
@@ -76,6 +78,7 @@ class ClipViT(nn.Module):
     config: config_lib.VisionConfig
     lora: config_lib.LoraConfig
     remat: str = "none"
+    program: str = "auto"
 
     @nn.compact
     def __call__(self, pixels):
@@ -94,7 +97,7 @@ class ClipViT(nn.Module):
         pos = _Embedding((1 + cfg.num_patches, cfg.width), table, name="pos")()
         x = layers.LayerNorm(cfg.layer_norm_eps, name="pre_norm")(x + pos.astype(x.dtype))
         blocks = layers.stack(Block, length=cfg.num_used_layers, remat=self.remat, num_broadcast=0)
-        x, _ = blocks(cfg, self.lora, name="blocks")(x)
+        x, _ = blocks(cfg, self.lora, self.program, name="blocks")(x)
         return x[:, 1:]
 
 

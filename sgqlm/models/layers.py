@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from sgqlm import config
-from sgqlm.models import functional
+from sgqlm.models import attention, functional
 
+UNROLLED = 4  # a stack of so many layers is no loop
 NO_LORA = config.LoraConfig()
 # Last layer in front of the LLM: a fresh visual token is then shorter than a word's row, so
 # it neither drowns the words nor hides a label added to it.
@@ -84,9 +85,24 @@ class RmsNorm(nn.Module):
 
 
 def remat_policy(name: str):
-    """Return the checkpoint policy called `name`; None saves nothing (`full`)."""
-    policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-    return policies[name]
+    """Return the checkpoint policy called `name`; None saves nothing but a layer's input.
+
+    `full` saves nothing, `dots` the matrix products, `qkv` the inputs and the result of attention;
+    `offload` keeps the same as `qkv` in the memory of the host.
+    """
+    policies = jax.checkpoint_policies
+    if name == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=list(attention.SAVED),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return {
+        "full": None,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "qkv": policies.save_only_these_names(*attention.SAVED),
+    }[name]
 
 
 def stack(block: type, *, length: int, remat: str, num_broadcast: int):
@@ -95,13 +111,15 @@ def stack(block: type, *, length: int, remat: str, num_broadcast: int):
     Short stacks are unrolled by the scan itself: the parameters stay stacked, the program is
     the plain one (XLA:CPU runs it faster).
     """
+    is_unrolled = length <= UNROLLED
     if remat != "none":
-        block = nn.remat(block, policy=remat_policy(remat), prevent_cse=False)
+        # in a loop nothing is merged; in a plain program the second computation would be
+        block = nn.remat(block, policy=remat_policy(remat), prevent_cse=is_unrolled)
     return nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=cast(Any, (nn.broadcast,) * num_broadcast),  # flax declares an int
         length=length,
-        unroll=length if length <= 4 else 1,
+        unroll=length if is_unrolled else 1,
     )

@@ -26,6 +26,7 @@ class Attention(nn.Module):
 
     config: config_lib.LlmConfig
     lora: config_lib.LoraConfig
+    program: str = "auto"
 
     def setup(self):
         """Declare the four projections."""
@@ -39,10 +40,10 @@ class Attention(nn.Module):
         self.v = dense(cfg.num_kv_heads * cfg.head_dim)
         self.o = dense(cfg.width)
 
-    def __call__(self, x, cos, sin):
+    def __call__(self, x, cos, sin, lengths=None):
         """Attend over the sequence itself and return also its keys and values."""
         q, k, v = self._project(x, cos, sin)
-        y = attention.attend(q, k, v, is_causal=True)
+        y = attention.attend(q, k, v, is_causal=True, lengths=lengths, wanted=self.program)
         return self.o(y.reshape(*x.shape[:2], -1)), (k, v)
 
     def step(self, x, cos, sin, cache, lengths):
@@ -82,22 +83,23 @@ class Block(nn.Module):
 
     config: config_lib.LlmConfig
     lora: config_lib.LoraConfig
+    program: str = "auto"  # of attention, see `attention.choose`
 
     def setup(self):
         """Declare norms, attention and feed-forward layer."""
         self.attn_norm = layers.RmsNorm(self.config.rms_norm_eps)
-        self.attn = Attention(self.config, self.lora)
+        self.attn = Attention(self.config, self.lora, self.program)
         self.mlp_norm = layers.RmsNorm(self.config.rms_norm_eps)
         self.mlp = Mlp(self.config, self.lora)
 
-    def __call__(self, x, cos, sin):
+    def __call__(self, x, cos, sin, lengths):
         """Run the layer over a full sequence, as a scan body without outputs."""
-        return self.full(x, cos, sin)[0], None
+        return self.full(x, cos, sin, lengths)[0], None
 
-    def full(self, x, cos, sin):
+    def full(self, x, cos, sin, lengths):
         """Run the layer over a full sequence and return also its keys and values."""
         x = rules.shard(x, "batch", None, "embed")
-        y, kv = self.attn(self.attn_norm(x), cos, sin)
+        y, kv = self.attn(self.attn_norm(x), cos, sin, lengths)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), kv
 
@@ -114,22 +116,26 @@ class Llama(nn.Module):
     config: config_lib.LlmConfig
     lora: config_lib.LoraConfig
     remat: str = "none"
+    program: str = "auto"
 
     def setup(self):
         """Declare the parameters; the layers are stacked on a leading axis."""
         cfg = self.config
         self.embed = _Table(cfg.vocab_size, cfg.width)
-        stacked = layers.stack(Block, length=cfg.num_layers, remat=self.remat, num_broadcast=2)
-        self.blocks = stacked(cfg, self.lora)
+        stacked = layers.stack(Block, length=cfg.num_layers, remat=self.remat, num_broadcast=3)
+        self.blocks = stacked(cfg, self.lora, self.program)
         self.norm = layers.RmsNorm(cfg.rms_norm_eps)
         if not cfg.tie_embeddings:
             self.head = layers.Dense(cfg.vocab_size, use_bias=False)
 
-    def __call__(self, inputs):
-        """Map embedded inputs float[B, T, H] to normalised hidden states float[B, T, H]."""
+    def __call__(self, inputs, lengths=None):
+        """Map embedded inputs float[B, T, H] to normalised hidden states float[B, T, H].
+
+        `lengths` int32[B] are the valid positions; behind them the result means nothing.
+        """
         positions = jnp.arange(inputs.shape[1])[None]
         cos, sin = _angles(positions, self.config)
-        x, _ = self.blocks(inputs, cos, sin)
+        x, _ = self.blocks(inputs, cos, sin, lengths)
         return self.norm(rules.shard(x, "batch", None, "embed"))
 
     def embed_rows(self, ids):
@@ -205,12 +211,12 @@ def prefill(
     Returns:
         The normalised hidden state of each row's last valid position, and the cache.
     """
-    block = Block(cfg.llm, cfg.llm_lora)
+    block = Block(cfg.llm, cfg.llm_lora, cfg.attention)
     cos, sin = _angles(jnp.arange(inputs.shape[1])[None], cfg.llm)
     x, keys, values = inputs, [], []
     room = ((0, 0), (0, 0), (0, cache_length - inputs.shape[1]), (0, 0))
     for layer in params["blocks"]:
-        x, (k, v) = _apply(block, layer, x, cos, sin, method="full")
+        x, (k, v) = _apply(block, layer, x, cos, sin, lengths, method="full")
         keys.append(jnp.pad(k.transpose(0, 2, 1, 3), room))
         values.append(jnp.pad(v.transpose(0, 2, 1, 3), room))
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
@@ -241,10 +247,18 @@ def head(
     params, cfg: config_lib.LlmConfig, hidden: Float[types.Array, "... H"]
 ) -> Float[types.Array, "... V"]:
     """Map normalised hidden states to float32 logits with the `llm` parameters."""
-    if cfg.tie_embeddings:
-        kernel = params["embed"]["embedding"].T
-    else:
-        kernel = params["head"]["kernel"]
+    return project(head_kernel(params, cfg), hidden)
+
+
+def head_kernel(params, cfg: config_lib.LlmConfig) -> Float[types.Array, "H V"]:
+    """Return the matrix of the output head, gathered over fsdp."""
+    tied = cfg.tie_embeddings
+    kernel = params["embed"]["embedding"].T if tied else params["head"]["kernel"]
+    return rules.shard(jnp.asarray(kernel), None, "vocab")
+
+
+def project(kernel: Float[types.Array, "H V"], hidden: Float[types.Array, "... H"]):
+    """Map normalised hidden states to float32 logits."""
     return (hidden @ kernel.astype(hidden.dtype)).astype(jnp.float32)
 
 

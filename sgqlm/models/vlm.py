@@ -38,9 +38,11 @@ class Vlm(nn.Module):
     def setup(self):
         """Declare the parts that the configuration turns on."""
         cfg = self.config
-        self.vision = clip_vit.ClipViT(cfg.vision, cfg.vision_lora, self.remat)
+        # a program for long causal sequences need not fit the tower: there it is a wish
+        tower = "xla" if cfg.attention == "xla" else "auto"
+        self.vision = clip_vit.ClipViT(cfg.vision, cfg.vision_lora, self.remat, tower)
         self.projector = projector.Projector(cfg.projector, cfg.llm.width)
-        self.llm = llama.Llama(cfg.llm, cfg.llm_lora, self.remat)
+        self.llm = llama.Llama(cfg.llm, cfg.llm_lora, self.remat, cfg.attention)
         if cfg.prototypes.mode == "paper":
             self.prototypes = prototypes.PaperExtractor(cfg.prototypes)
         elif cfg.prototypes.mode == "released":
@@ -102,7 +104,7 @@ class Vlm(nn.Module):
     def __call__(self, batch, features=None):
         """Map a batch to normalised hidden states float[B, T, H] and a dict of scalars."""
         rows, aux = self.embed(batch, features)
-        return self.llm(rows), aux
+        return self.llm(rows, batch.lengths), aux
 
     def everything(self, batch):
         """Touch every parameter, for initialisation."""
@@ -244,7 +246,7 @@ def forward(
         batch: padded on the right.
         features: cached tower features float[B, P, D] instead of the batch's images.
         dropout_key: turns LoRA and prompt dropout on.
-        remat: `none`, `dots` or `full`.
+        remat: `none`, `full`, `dots`, `qkv` or `offload`, see `layers.remat_policy`.
     """
     return _apply(params, cfg, "__call__", dropout_key, batch, features, remat=remat)
 
@@ -252,6 +254,11 @@ def forward(
 def head(params, cfg: config.ModelConfig, hidden):
     """Map hidden states float[..., H] to float32 logits[..., V]."""
     return llama.head(params["llm"], cfg.llm, hidden)
+
+
+def head_kernel(params, cfg: config.ModelConfig):
+    """Return the matrix of the output head float[H, V], gathered over fsdp."""
+    return llama.head_kernel(params["llm"], cfg.llm)
 
 
 def _apply(params, cfg, method, dropout_key, *args, remat="none") -> Any:

@@ -1,14 +1,17 @@
 """Token loss over labelled positions, as sums that a global division turns into a mean."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sgqlm import config, types
-from sgqlm.models import vlm
+from sgqlm.models import llama, vlm
+from sgqlm.parallel import rules
 
-LOGITS_LIMIT = 2**26  # float32 logits alive at once (256 MiB); more are computed in pieces
+LOGITS_LIMIT = 2**24  # float32 logits of a device alive at once (64 MiB); more come in pieces
+PIECE = 128  # positions of a piece at most, so that few unlabelled ones are computed along
 
 
 def lm_loss(
@@ -36,7 +39,8 @@ def lm_loss(
     """
     hidden, aux = vlm.forward(params, cfg, batch, features=features, dropout_key=key, remat=remat)
     targets, weights, kinds = (shift(x, fill) for x, fill in _targets(batch))
-    losses, hits = token_losses(lambda h: vlm.head(params, cfg, h), hidden, targets)
+    kernel = vlm.head_kernel(params, cfg)
+    losses, hits = token_losses(lambda h: llama.project(kernel, h), hidden, targets)
     is_answer, is_question = kinds == types.ANSWER, kinds == types.QUESTION
     is_used = weights > 0
     total, weight = (losses * weights).sum(), weights.sum()
@@ -57,8 +61,9 @@ def lm_loss(
 def token_losses(head, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the cross-entropy and the hits of every labelled position.
 
-    The vocabulary matmul runs in pieces along the sequence when all logits at once would be
-    large; a piece's logits are computed again for its gradient.
+    Where all logits at once would be large, the labelled positions of every row are moved to its
+    front and the vocabulary matmul runs in pieces along the sequence, as far as the row with the
+    most labels reaches. A piece's logits are computed again for its gradient.
 
     Args:
         head: function from float[..., H] to float32 logits[..., V].
@@ -71,19 +76,50 @@ def token_losses(head, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array
     """
     batch, length = targets.shape
     vocab = jax.eval_shape(head, jax.ShapeDtypeStruct((1, hidden.shape[-1]), hidden.dtype))
-    pieces = _num_pieces(batch * length * vocab.shape[-1], length)
+    pieces = num_pieces(batch, length, vocab.shape[-1])
     if pieces == 1:
         return _cross_entropy(head(hidden), targets)
+    is_target = targets != types.IGNORE
+    order = jnp.argsort(~is_target, axis=1, stable=True)
+    front = jnp.take_along_axis(targets, order, axis=1)
+    rows = jnp.take_along_axis(hidden, order[..., None], axis=1)
 
-    def piece(args):
-        return _cross_entropy(head(args[0]), args[1])
+    @jax.checkpoint
+    def compute(rows, front):
+        return _cross_entropy(head(rows), front)
+
+    def skip(rows, front):
+        nothing = jnp.zeros(front.shape, jnp.float32)
+        return nothing, nothing
+
+    def piece(_, args):
+        return None, jax.lax.cond((args[1] != types.IGNORE).any(), compute, skip, *args)
 
     def cut(x):
         return jnp.moveaxis(x.reshape(batch, pieces, length // pieces, *x.shape[2:]), 1, 0)
 
-    found = jax.lax.map(jax.checkpoint(piece), (cut(hidden), cut(targets)))
-    losses, hits = (jnp.moveaxis(x, 0, 1).reshape(batch, length) for x in found)
+    _, found = jax.lax.scan(piece, None, (cut(rows), cut(front)))
+    back = jnp.argsort(order, axis=1)
+    losses, hits = (
+        jnp.take_along_axis(jnp.moveaxis(x, 0, 1).reshape(batch, length), back, axis=1)
+        for x in found
+    )
     return losses, hits
+
+
+def num_pieces(batch: int, length: int, vocab: int) -> int:
+    """Return in how many pieces the logits of a batch are computed on the current mesh."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    shards = math.prod(sizes.get(axis, 1) for axis in rules.BATCH_AXES)
+    rows = max(batch // shards, 1)
+    if rows * length * vocab <= LOGITS_LIMIT:
+        return 1
+    fits = (
+        n
+        for n in range(1, length + 1)
+        if length % n == 0 and length // n <= PIECE and rows * length * vocab // n <= LOGITS_LIMIT
+    )
+    return next(fits, length)
 
 
 def shift(x: jax.Array, fill) -> jax.Array:
@@ -113,8 +149,3 @@ def _cross_entropy(logits, targets):
 
 def _mean(values, mask):
     return (values * mask).sum(), mask.sum().astype(jnp.float32)
-
-
-def _num_pieces(size: int, length: int) -> int:
-    fits = (n for n in range(1, length + 1) if length % n == 0 and size // n <= LOGITS_LIMIT)
-    return next(fits, length)

@@ -1,9 +1,11 @@
 """Attention against torch's own, and the cache against the whole sequence."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sgqlm import errors
 from sgqlm.models import attention
 
 
@@ -48,3 +50,79 @@ def test_the_dtype_stays_and_large_logits_are_finite():
     found = attention.attend(q, k, v, is_causal=True)
     assert found.dtype == jnp.bfloat16
     assert bool(jnp.isfinite(found).all())
+
+
+LARGE = {"dtype": "bfloat16", "length": 1024, "head_dim": 128}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "changes", "expected"),
+    [
+        ("auto", {"platform": "cpu"}, "xla"),
+        ("auto", {"platform": "gpu"}, "cudnn"),
+        ("auto", {"platform": "gpu", "length": 577, "head_dim": 64}, "cudnn"),
+        ("auto", {"platform": "gpu", "dtype": "float32"}, "xla"),
+        ("auto", {"platform": "gpu", "length": 100}, "xla"),
+        ("auto", {"platform": "gpu", "head_dim": 132}, "xla"),
+        ("auto", {"platform": "tpu"}, "splash"),
+        ("auto", {"platform": "tpu", "dtype": "float32"}, "splash"),
+        ("auto", {"platform": "tpu", "length": 577, "head_dim": 64}, "xla"),
+        ("auto", {"platform": "tpu", "length": 384}, "xla"),
+        ("auto", {"platform": "tpu", "batch_fits": False}, "xla"),
+        ("xla", {"platform": "tpu"}, "xla"),
+        ("cudnn", {"platform": "gpu"}, "cudnn"),
+    ],
+)
+def test_the_program_is_chosen_by_platform_dtype_and_length(wanted, changes, expected):
+    assert attention.choose(wanted, **LARGE | changes).name == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "platform", "why"), [("cudnn", "cpu", "NVIDIA"), ("splash", "gpu", "TPU")]
+)
+def test_a_program_that_cannot_run_is_refused(wanted, platform, why):
+    with pytest.raises(errors.SgqlmError, match="cannot run here") as caught:
+        attention.choose(wanted, **LARGE, platform=platform)
+    assert why in caught.value.why
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("length", [256, 384])
+def test_splash_equals_xla_with_its_gradients(groups, length):
+    q, k, v = map(jnp.asarray, draw((1, length, 2, 128), *[(1, length, groups, 128)] * 2))
+    weight = draw((1, length, 2, 128), seed=1)[0]
+
+    def total(program, q, k, v):
+        return (program(q, k, v) * weight).sum()
+
+    def splash(q, k, v):
+        return attention.splash(q, k, v, True, None, interpret=True)
+
+    def plain(q, k, v):
+        return attention.attend(q, k, v, is_causal=True, wanted="xla")
+
+    expected = jax.grad(total, argnums=(1, 2, 3))(plain, q, k, v)
+    found = jax.grad(total, argnums=(1, 2, 3))(splash, q, k, v)
+    np.testing.assert_allclose(splash(q, k, v), plain(q, k, v), atol=1e-5)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)  # sums over blocks in another order
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("length", [577, 640, 1000])
+def test_cudnn_equals_xla_with_its_gradients(is_causal, length):
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in draw(*[(2, length, 4, 64)] * 3))
+    lengths = jnp.asarray([length, length - 100], jnp.int32) if is_causal else None
+    valid = jnp.arange(length) < (length if lengths is None else lengths[:, None])
+    weight = jnp.asarray(draw((2, length, 4, 64), seed=1)[0]) * valid[..., None, None]
+
+    def total(wanted, q, k, v):
+        y = attention.attend(q, k, v, is_causal=is_causal, lengths=lengths, wanted=wanted)
+        return (y.astype(jnp.float32) * weight).sum()
+
+    grads = jax.value_and_grad(total, argnums=(1, 2, 3))
+    (_, expected), (_, found) = grads("xla", q, k, v), grads("cudnn", q, k, v)
+    for a, b in zip(found, expected, strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        assert np.abs(a - b).max() <= 0.03 * np.abs(b).max()  # bfloat16 has 8 bits

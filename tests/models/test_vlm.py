@@ -145,7 +145,7 @@ def test_every_part_receives_gradients(small):
     assert any(path.startswith("llm/") for path in lora_grads)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "dots", "qkv", "offload"])
 def test_remat_and_scan_equal_the_unrolled_layers(small, remat):
     cfg, params = small
     batch = helpers.batch(cfg)
@@ -155,6 +155,28 @@ def test_remat_and_scan_equal_the_unrolled_layers(small, remat):
     for length in (7, rows.shape[1]):
         last, _ = prefill(unstacked, cfg, rows[:, :length], np.full(2, length), length)
         np.testing.assert_allclose(last, hidden[:, length - 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("num_layers", [2, 6])  # unrolled, and a loop
+def test_remat_changes_no_gradient(small, num_layers):
+    cfg = dataclasses.replace(small[0].llm, num_layers=num_layers)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, cfg.width)), jnp.float32)
+
+    def make(remat):
+        return llama.Llama(cfg, small[0].llm_lora, remat)
+
+    params = jax.jit(lambda key: make("none").init(key, inputs))(jax.random.key(0))
+
+    def gradient(remat):
+        def total(params):
+            return jnp.square(make(remat).apply(params, inputs)).sum()
+
+        return jax.jit(jax.grad(total))(params)
+
+    expected = gradient("none")
+    for remat in ("full", "dots", "qkv", "offload"):
+        for a, b in zip(jax.tree.leaves(gradient(remat)), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # another order of sums
 
 
 def test_deep_stacks_scan_like_shallow_ones_unroll():
