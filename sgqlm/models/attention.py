@@ -5,7 +5,7 @@ GPUs, `splash` that of TPUs. `choose` says which fits.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +175,8 @@ def splash(q, k, v, is_causal, lengths, *, interpret: bool = False):
     if not (mesh.empty or mesh.size == 1 or mesh.manual_axes):
         spec = rules.spec(("batch", "heads", None, None))
         local = jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
-    return local(*heads_first).transpose(0, 2, 1, 3).astype(dtype)
+    found = cast(jax.Array, local(*heads_first))
+    return found.transpose(0, 2, 1, 3).astype(dtype)
 
 
 def _splash_kernel(heads: int, length: int, is_causal: bool, interpret: bool):
