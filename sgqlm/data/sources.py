@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -107,13 +108,7 @@ class SceneSource(Source):
         # Not at the top: sgqlm.scenes builds on sgqlm.data.
         from sgqlm.scenes import builder, questions
 
-        unknown = [task for task in tasks if task not in questions.TASKS]
-        if unknown:
-            raise errors.SgqlmError(
-                f"unknown scene task {unknown[0]!r}",
-                where="source.tasks",
-                fix="give " + ", ".join(questions.TASKS),
-            )
+        _check_tasks(tasks, "source")
         self.name, self._split, self._seed = "scenes", split, seed
         self._tasks = tuple(tasks) or questions.TASKS
         self._talk = questions.conversation
@@ -330,11 +325,7 @@ def open_source(source: config.SourceConfig, *, seed: int = 0, budget: float = 0
         SgqlmError: nothing of the kind is there.
     """
     if not source.path:
-        raise errors.SgqlmError(
-            f"the data source {source.name!r} has no path",
-            where="source.path",
-            fix="give the folder of a built data set, or a LLaVA json",
-        )
+        raise _no_path(source, "source")
     path = pathlib.Path(source.path)
     if source.name == "scenes":
         return SceneSource(path, source.split, tasks=source.tasks, seed=seed)
@@ -350,6 +341,55 @@ def open_source(source: config.SourceConfig, *, seed: int = 0, budget: float = 0
             code=errors.DATA,
         )
     return JsonSource(path, entities=source.entities, name=source.name, budget=budget)
+
+
+def check_source(source: config.SourceConfig, where: str = "source") -> None:
+    """Refuse a source that cannot be opened, without opening it.
+
+    Args:
+        source: a row of a mixture; scenes may still have no path.
+        where: the setting, for messages.
+
+    Raises:
+        SgqlmError: there is no such data set or task, or the weight is not positive.
+    """
+    if source.weight <= 0:
+        fix = "leave the source out, or give its share"
+        raise errors.SgqlmError("source weights must be positive", where=f"{where}.weight", fix=fix)
+    if source.name == "scenes":
+        _check_tasks(source.tasks, where)
+    elif not source.path:
+        raise _no_path(source, where)
+    path = pathlib.Path(source.path)
+    if not os.path.exists(path):
+        beside = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        fix = f"did you mean {path.parent / near[0]}?" if near else "correct the path"
+        raise errors.SgqlmError(
+            f"there is no data set {source.path}", where=f"{where}.path", fix=fix
+        )
+
+
+def _check_tasks(tasks: Sequence[str], where: str) -> None:
+    from sgqlm.scenes import questions  # not at the top: sgqlm.scenes builds on sgqlm.data
+
+    for task in tasks:
+        if task not in questions.TASKS:
+            near = difflib.get_close_matches(task, questions.TASKS, n=1)
+            fix = f"did you mean {near[0]!r}? " if near else ""
+            raise errors.SgqlmError(
+                f"unknown scene task {task!r}",
+                where=f"{where}.tasks",
+                fix=fix + "known: " + ", ".join(questions.TASKS),
+            )
+
+
+def _no_path(source: config.SourceConfig, where: str) -> errors.SgqlmError:
+    return errors.SgqlmError(
+        f"the data source {source.name!r} has no path",
+        where=f"{where}.path",
+        fix="give the folder of a built data set, or a LLaVA json; only `scenes` needs none",
+    )
 
 
 def _content(found: Joined | None) -> str:

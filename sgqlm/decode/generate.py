@@ -1,8 +1,9 @@
 """Prefill and decode: one loop body for whole answers and for streaming."""
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from sgqlm import config as config_lib
 from sgqlm import errors, types
 from sgqlm.decode import sample
 from sgqlm.models import llama, lora, vlm
+from sgqlm.parallel import mesh as mesh_lib
+from sgqlm.parallel import rules
 
 
 class State(NamedTuple):
@@ -57,7 +60,10 @@ class Generator:
     weight in place. Programs are compiled per shape: embedding per (batch, length), the loop also
     per (new tokens, sampling mode).
 
-    Parameters that lie on a mesh make batches run on all its devices, each taking some rows.
+    Parameters that lie on a mesh make batches run on all its devices, as `mesh.for_decode` lays
+    them: rows and their caches over data, heads and weights over tensor. Weights are moved there
+    once, so each device then holds a whole copy but for tensor. Rows that do not divide over data
+    run on all of it alike.
 
     Args:
         config: the model's configuration.
@@ -66,9 +72,9 @@ class Generator:
     """
 
     def __init__(self, config: config_lib.ModelConfig, params: types.Params, *, eos_id: int):
-        self._rows = _row_sharding(params)
+        self._mesh = _mesh_of(params)
         params, self.config = lora.merge(params, config)
-        self.params = {**params, "llm": llama.unstack(params["llm"])}
+        self.params = _unstack(params, self._mesh)
         self.eos_id = eos_id
 
     def generate(
@@ -97,7 +103,8 @@ class Generator:
         """
         plan = self._plan(max_new_tokens, sampling)
         begin = self._start_from(batch, max_new_tokens, seed, rows, edge_permutation)
-        written = _run(*begin, sampling, plan)
+        with self._on_mesh():
+            written = _run(*begin, sampling, plan)
         return [self._until_end(row) for row in np.asarray(written)]
 
     def stream(
@@ -121,12 +128,14 @@ class Generator:
         """
         plan = self._plan(max_new_tokens, sampling)
         begin = self._start_from(batch, max_new_tokens, seed, None, None)
-        state = _start(*begin, sampling, plan)
+        with self._on_mesh():
+            state = _start(*begin, sampling, plan)
         for _ in range(max_new_tokens):
             if (token := int(state.token[0])) == self.eos_id:
                 return
             yield token
-            state = _step(self.params["llm"], state, sampling, plan)
+            with self._on_mesh():  # not around the yield: there the caller's mesh holds
+                state = _step(self.params["llm"], state, sampling, plan)
 
     def _start_from(self, batch, max_new_tokens, seed, rows, edge_permutation):
         most = self.config.llm.max_positions
@@ -138,10 +147,16 @@ class Generator:
             )
         rows = np.arange(len(batch.tokens)) if rows is None else np.asarray(rows)
         keys = sample.row_keys(seed, jnp.asarray(rows, jnp.int32))
-        if self._rows is not None and len(rows) % self._rows.mesh.size == 0:
-            batch = jax.device_put(batch, self._rows)
-        inputs = _embed(self.params, batch, edge_permutation, config=self.config)
+        if self._mesh is not None:
+            divides = len(rows) % mesh_lib.num_batch_shards(self._mesh) == 0
+            place = mesh_lib.batch_sharding if divides else mesh_lib.replicated
+            batch = jax.device_put(batch, place(self._mesh))
+        with self._on_mesh():
+            inputs = _embed(self.params, batch, edge_permutation, config=self.config)
         return self.params["llm"], inputs, batch.lengths, keys
+
+    def _on_mesh(self):
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
     def _plan(self, max_new_tokens, sampling):
         return Plan(self.config, self.eos_id, max_new_tokens, sampling.mode)
@@ -171,13 +186,28 @@ def power_of_two(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-def _row_sharding(params: types.Params) -> jax.sharding.NamedSharding | None:
-    """Return how rows spread over the devices of the parameters; None on one device."""
+def _mesh_of(params: types.Params) -> jax.sharding.Mesh | None:
+    """Return the decode mesh of the devices that hold the parameters; None on one device."""
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
     if not isinstance(sharding, jax.sharding.NamedSharding) or sharding.mesh.size == 1:
         return None
-    axes = jax.sharding.PartitionSpec(sharding.mesh.axis_names)
-    return jax.sharding.NamedSharding(sharding.mesh, axes)
+    return mesh_lib.for_decode(cast(jax.sharding.Mesh, sharding.mesh))
+
+
+def _unstack(params: types.Params, mesh: jax.sharding.Mesh | None) -> types.Params:
+    """Return the parameters with single layers, each weight where the mesh wants it."""
+    if mesh is None:
+        return {**params, "llm": llama.unstack(params["llm"])}
+    places = rules.param_shardings(params, mesh)
+    params = jax.device_put(params, places)
+    llm = llama.unstack(params["llm"])
+
+    def one_layer(place):  # a layer is placed as in the stack, whose first axis is whole
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*place.spec[1:]))
+
+    layer = jax.tree.map(one_layer, places["llm"]["blocks"])
+    blocks = tuple(jax.device_put(block, layer) for block in llm["blocks"])
+    return {**params, "llm": {**llm, "blocks": blocks}}
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -213,7 +243,7 @@ def _prefill(llm, inputs, lengths, keys, sampling, plan: Plan):
     step = jnp.int32(0)
     token = sample.choose(logits, keys, step=step, sampling=sampling, mode=mode)
     written = jnp.full((len(token), room), eos_id, jnp.int32).at[:, 0].set(token)
-    return State(step + 1, token, token == eos_id, written, cache, keys)
+    return State(step + 1, token, token == eos_id, written, _shard(cache), keys)
 
 
 def _advance(llm, state, sampling, plan: Plan):
@@ -222,4 +252,13 @@ def _advance(llm, state, sampling, plan: Plan):
     token = jnp.where(state.done, plan.eos_id, token)
     written = state.written.at[:, state.step].set(token)
     done = state.done | (token == plan.eos_id)
-    return State(state.step + 1, token, done, written, cache, state.keys)
+    return State(state.step + 1, token, done, written, _shard(cache), state.keys)
+
+
+def _shard(cache: llama.Cache) -> llama.Cache:
+    """Keep every row's keys and values with the device that runs its row and head."""
+
+    def place(x):
+        return rules.shard(x, "batch", "heads", None, None)
+
+    return cache._replace(k=tuple(map(place, cache.k)), v=tuple(map(place, cache.v)))

@@ -173,7 +173,7 @@ def splash(q, k, v, is_causal, lengths, *, interpret: bool = False):
 
     mesh = jax.sharding.get_abstract_mesh()
     if not (mesh.empty or mesh.size == 1 or mesh.manual_axes):
-        spec = rules.spec(("batch", "heads", None, None))
+        spec = rules.spec(("batch", "heads", None, None), mesh=mesh.axis_names)
         local = jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
     found = cast(jax.Array, local(*heads_first))
     return found.transpose(0, 2, 1, 3).astype(dtype)

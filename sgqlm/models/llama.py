@@ -49,9 +49,9 @@ class Attention(nn.Module):
     def step(self, x, cos, sin, cache, lengths):
         """Attend from float[B, 1, H] over a layer's cache, which is returned updated."""
         q, k, v = self._project(x, cos, sin)
-        row = jnp.arange(x.shape[0])
-        keys = cache[0].at[row, :, lengths].set(k[:, 0].astype(cache[0].dtype))
-        values = cache[1].at[row, :, lengths].set(v[:, 0].astype(cache[1].dtype))
+        # by row under vmap: on a mesh every device then writes its own rows, nothing is gathered
+        write = jax.vmap(lambda slots, new, at: slots.at[:, at].set(new.astype(slots.dtype)))
+        keys, values = write(cache[0], k[:, 0], lengths), write(cache[1], v[:, 0], lengths)
         y = attention.attend_cache(q[:, 0], keys, values, lengths)
         return self.o(y.reshape(x.shape[0], 1, -1)), (keys, values)
 

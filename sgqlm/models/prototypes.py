@@ -59,13 +59,15 @@ def usage(responsibility) -> dict[str, jax.Array]:
 
     Returns:
         `usage_entropy`, the entropy of the mean share as a part of log K (1: even, 0: one
-        prototype), and `dead_share`, the part of prototypes that win no patch of an image.
+        prototype), and `dead_share`, the part of prototypes that win no patch of an image. Where
+        there are more prototypes than patches, it is a part of those that could win one.
     """
-    num = responsibility.shape[-1]
+    num_patches, num = responsibility.shape[-2:]
     share = responsibility.mean(1)
     entropy = -(share * jnp.log(share + 1e-9)).sum(-1) / np.log(max(num, 2))
     wins = jax.nn.one_hot(responsibility.argmax(-1), num).sum(1)
-    return {"usage_entropy": entropy.mean(), "dead_share": (wins == 0).mean()}
+    live = (wins > 0).sum(-1) / min(num, num_patches)
+    return {"usage_entropy": entropy.mean(), "dead_share": 1.0 - live.mean()}
 
 
 def mask_guidance(responsibility, coverage, *, temperature: float = 0.1):
@@ -127,8 +129,8 @@ def released_cluster(params, x, *, num_prototypes: int, iterations: int):
     pool = jnp.asarray(adaptive_pool_matrix(x.shape[1], num_prototypes))
     value = dense("f", x)
     keys = dense("v", x)
-    norm = jnp.sqrt(jnp.square(keys).sum(1, keepdims=True))
-    keys = keys / jnp.maximum(norm, 1e-12)  # over tokens, channel by channel, as released
+    # over tokens, channel by channel, as released; the guard under the root, as in `_unit`
+    keys = keys * jax.lax.rsqrt(jnp.maximum(jnp.square(keys).sum(1, keepdims=True), 1e-24))
     centers = jnp.einsum("kp,bpd->bkd", pool, x)
     center_values = jnp.einsum("kp,bpd->bkd", pool, value)
     for _ in range(iterations):

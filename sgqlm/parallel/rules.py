@@ -1,7 +1,12 @@
-"""Two tables place every array: parameter path -> logical axes, logical axis -> mesh axes."""
+"""Two tables place every array: parameter path -> logical axes, logical axis -> mesh axes.
+
+A mesh need not have all axes: one that a mesh lacks divides nothing. Training meshes have all
+three. A decode mesh has no `fsdp`, so the same tables leave every weight divided over `tensor`
+only and whole otherwise: no weight is gathered for a token (see `mesh.for_decode`).
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +26,7 @@ LOGICAL: Mapping[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
+    "adapter": ("tensor", "fsdp"),
 }
 
 
@@ -28,9 +34,10 @@ class Rule(NamedTuple):
     """One row of the parameter table.
 
     Attributes:
-        pattern: regular expression that the whole path matches.
+        pattern: regular expression that the whole path matches; it begins with its part.
         axes: logical axes of the trailing dimensions; leading ones (stacked layers) are whole.
-        is_optional: the path exists in some configurations only.
+        is_optional: the parameter is missing from some configurations whose part is on. Any other
+            row must match a parameter wherever its part is there.
     """
 
     pattern: str
@@ -38,6 +45,7 @@ class Rule(NamedTuple):
     is_optional: bool = False
 
 
+# No row takes whatever is left of a part: a parameter that is new or renamed stops the run.
 PARAMETERS: tuple[Rule, ...] = (
     Rule(r"llm/embed/embedding", ("vocab", "width")),
     Rule(r"llm/blocks/attn/[qkv]/kernel", ("width", "heads")),
@@ -45,7 +53,7 @@ PARAMETERS: tuple[Rule, ...] = (
     Rule(r"llm/blocks/mlp/(gate|up)/kernel", ("width", "mlp")),
     Rule(r"llm/blocks/mlp/down/kernel", ("mlp", "width")),
     Rule(r"llm/(blocks/(attn|mlp)_norm|norm)/scale", (None,)),
-    Rule(r"llm/head/kernel", ("width", "vocab"), is_optional=True),
+    Rule(r"llm/head/kernel", ("width", "vocab"), is_optional=True),  # tied embeddings have none
     Rule(r"vision/patch/kernel", (None, None, None, "width")),
     Rule(r"vision/cls", (None,)),
     Rule(r"vision/pos/embedding", (None, "width")),
@@ -58,17 +66,17 @@ PARAMETERS: tuple[Rule, ...] = (
     Rule(r"vision/(blocks/(attn/out|mlp/fc2|norm\d)|pre_norm)/(scale|bias)", (None,)),
     Rule(r"projector/fc1/kernel", ("width", "mlp")),
     Rule(r"projector/fc1/bias", ("mlp",)),
-    Rule(r"projector/fc2/kernel", ("mlp", "width"), is_optional=True),
+    Rule(r"projector/fc2/kernel", ("mlp", "width"), is_optional=True),  # a linear one has one layer
     Rule(r"projector/fc2/bias", (None,), is_optional=True),
-    Rule(r"prototypes/.*kernel", ("width", None), is_optional=True),
-    Rule(r"prototypes/centers", (None, "width"), is_optional=True),
-    Rule(r"prototypes/.*", (), is_optional=True),
-    Rule(r"regions/fc1/kernel", ("width", None), is_optional=True),
-    Rule(r"regions/.*", (), is_optional=True),
-    Rule(r"graph/.*kernel", (None, "width"), is_optional=True),
-    Rule(r"graph/.*", (), is_optional=True),
-    Rule(r"regions/.*kernel", ("width", None), is_optional=True),
-    Rule(r"regions/.*", (), is_optional=True),
+    # the new modules are small: one dimension of a kernel is divided, nothing over `tensor`; in
+    # the graph it is the output, since boxes and pairs enter with 5 and 6 numbers
+    Rule(r"(prototypes|regions)/.*kernel", ("width", None)),
+    Rule(r"graph/.*kernel", (None, "width")),
+    Rule(r"(prototypes|regions|graph)/.*(bias|scale)", (None,), is_optional=True),
+    Rule(r"prototypes/centers", (None, "width"), is_optional=True),  # mode `paper`
+    Rule(r"prototypes/sim_(alpha|beta)", (None,), is_optional=True),  # mode `released`
+    Rule(r"graph/round_\d+/logit", (None, None), is_optional=True),  # with message passing
+    Rule(r"graph/prompt/null", (None,), is_optional=True),  # with prompt attention
 )
 
 
@@ -85,15 +93,24 @@ def shard(x: jax.Array, *logical: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(logical))
+    return jax.lax.with_sharding_constraint(x, spec(logical, mesh=mesh.axis_names))
 
 
-def spec(logical: tuple[str | None, ...], name: str = "an activation") -> PartitionSpec:
+def spec(
+    logical: tuple[str | None, ...],
+    name: str = "an activation",
+    *,
+    mesh: Collection[str] = MESH_AXES,
+) -> PartitionSpec:
     """Translate logical axes to a partition spec.
 
     Args:
         logical: one name, or None, a dimension.
         name: what is placed, for the message.
+        mesh: the axes that the mesh has.
+
+    Returns:
+        The spec, one entry a dimension.
 
     Raises:
         SgqlmError: a name is unknown or one mesh axis would be used twice.
@@ -102,7 +119,7 @@ def spec(logical: tuple[str | None, ...], name: str = "an activation") -> Partit
     if unknown:
         known = ", ".join(LOGICAL)
         raise errors.SgqlmError(f"unknown logical axis {unknown[0]!r} of {name}", fix=known)
-    entries = [LOGICAL[axis] if axis else () for axis in logical]
+    entries = [present(LOGICAL[axis], mesh) if axis else () for axis in logical]
     used = [axis for entry in entries for axis in entry]
     if len(set(used)) != len(used):
         why = f"logical axes {logical} map to mesh axes {entries}"
@@ -110,11 +127,17 @@ def spec(logical: tuple[str | None, ...], name: str = "an activation") -> Partit
     return PartitionSpec(*(_entry(axes) for axes in entries))
 
 
+def present(axes: tuple[str, ...], mesh: Collection[str]) -> tuple[str, ...]:
+    """Return those of `axes` that the mesh has."""
+    return tuple(axis for axis in axes if axis in mesh)
+
+
 def logical_axes(path: str, table: tuple[Rule, ...] = PARAMETERS) -> tuple[str | None, ...]:
     """Return the logical axes of the trailing dimensions of the parameter `path`.
 
     An adapter follows its base kernel: `lora_a` shares the kernel's input axis, `lora_b` its
-    output axis, and the rank is whole.
+    output axis, and the rank is whole. Where that axis is divided over tensor only, the adapter's
+    is divided over fsdp too, else every device would hold a copy with its two moments.
 
     Raises:
         SgqlmError: no rule matches.
@@ -129,7 +152,7 @@ def param_specs(
 
     Args:
         shapes: nested dict of anything with `.shape`.
-        mesh: mesh axis name -> size.
+        mesh: mesh axis name -> size; an axis that is not there divides nothing.
         table: the parameter rules, first match wins.
 
     Returns:
@@ -145,7 +168,7 @@ def param_specs(
         index, axes = _match(path, table)
         used.add(index)
         whole = _pad(axes, leaf.shape, path)
-        specs[path] = spec(whole, path)
+        specs[path] = spec(whole, path, mesh=mesh)
         _check_divisible(path, leaf.shape, whole, mesh)
     _check_used(flat, table, used)
     return traverse_util.unflatten_dict(specs, sep="/")
@@ -163,17 +186,20 @@ def _match(path: str, table: tuple[Rule, ...]) -> tuple[int, tuple[str | None, .
     lookup = f"{base}/kernel" if leaf in ("lora_a", "lora_b") else path
     for index, rule in enumerate(table):
         if re.fullmatch(rule.pattern, lookup):
-            axes = rule.axes
-            if leaf == "lora_a":
-                axes = (axes[0], None)
-            elif leaf == "lora_b":
-                axes = (None, axes[1])
-            return index, axes
+            return index, _adapter_axes(leaf, rule.axes)
     raise errors.SgqlmError(
         f"no sharding rule matches the parameter {path}",
         where="sgqlm/parallel/rules.py",
         fix="add a row to PARAMETERS",
     )
+
+
+def _adapter_axes(leaf: str, axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    if leaf not in ("lora_a", "lora_b"):
+        return axes
+    own = axes[0] if leaf == "lora_a" else axes[-1]
+    own = "adapter" if own and LOGICAL[own] == ("tensor",) else own
+    return (own, None) if leaf == "lora_a" else (None, own)
 
 
 def _pad(axes, shape, path):
@@ -199,8 +225,9 @@ def _check_divisible(path, shape, axes, mesh: Mapping[str, int]):
 def _check_used(flat, table: tuple[Rule, ...], used: set[int]):
     parts = {path.partition("/")[0] for path in flat}
     for index, rule in enumerate(table):
-        expected = rule.pattern.partition("/")[0] in parts and not rule.is_optional
-        if expected and index not in used:
+        own = rule.pattern.partition("/")[0]
+        is_expected = not rule.is_optional and any(re.fullmatch(own, part) for part in parts)
+        if is_expected and index not in used:
             raise errors.SgqlmError(
                 f"the sharding rule {rule.pattern!r} matches no parameter",
                 where="sgqlm/parallel/rules.py",

@@ -1,6 +1,7 @@
 """Conversation formats: what a list of messages looks like as text, segment by segment."""
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -77,7 +78,9 @@ def get(name: str) -> Template:
         "v1_sq": Template("v1_sq", _VICUNA + _SELF_QUESTIONING, can_ask=True),
     }
     if name not in known:
-        raise errors.SgqlmError(f"unknown template {name!r}", fix="known: " + ", ".join(known))
+        near = difflib.get_close_matches(name, known, n=1)
+        fix = (f"did you mean {near[0]!r}? " if near else "") + "known: " + ", ".join(known)
+        raise errors.SgqlmError(f"unknown template {name!r}", fix=fix)
     return known[name]
 
 

@@ -8,7 +8,7 @@ import shutil
 import sgqlm
 from sgqlm import config, errors
 from sgqlm.convert import exporting, importing, source
-from sgqlm.train import checkpoint, stored
+from sgqlm.train import checkpoint, stored, writing
 
 
 def write(folder: str | os.PathLike, meta: checkpoint.Meta, model: source.Source) -> pathlib.Path:
@@ -45,7 +45,7 @@ def write(folder: str | os.PathLike, meta: checkpoint.Meta, model: source.Source
         about=dict(model.about),
         versions=checkpoint.versions(),
     )
-    aside = folder.with_name(f"{checkpoint.ASIDE}{folder.name}-{os.getpid()}")
+    aside = folder.with_name(f"{writing.ASIDE}{folder.name}-{os.getpid()}")
     try:
         aside.mkdir(parents=True)
         stored.write(aside / "params", model.leaves)

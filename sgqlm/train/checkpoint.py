@@ -5,6 +5,7 @@ A checkpoint is a folder `<stage index>-<stage>-<step>` holding `params/` and `o
 from it. Inference reads `params/` and never the optimizer.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,16 +20,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
-from jax.experimental import multihost_utils
 
 from sgqlm import config, errors, types
 from sgqlm.convert import importing, manifest
 from sgqlm.models import vlm
+from sgqlm.parallel import mesh as mesh_lib
+from sgqlm.parallel import rules
 from sgqlm.text import tokenizer as tokenizer_lib
+from sgqlm.train import writing
 
 FORMAT = 1
 FOLDER = "checkpoints"  # inside a work directory
-ASIDE = ".writing-"
 _MANIFEST = "manifest.json"
 
 
@@ -49,6 +51,7 @@ class Meta:
         data: digest of everything that decides the order of the data.
         carried: tensors of an imported model that take no part in it, as `leaves`.
         about: facts of an imported model that an export gives back.
+        mesh: `{"axes", "processes", "platform"}` of the run that wrote it.
         versions: of the libraries that wrote it.
     """
 
@@ -64,6 +67,7 @@ class Meta:
     data: str = ""
     carried: dict[str, Any] = dataclasses.field(default_factory=dict)
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    mesh: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
@@ -82,6 +86,7 @@ def save(
     tokenizer: bytes = b"",
     from_base: frozenset[str] = frozenset(),
     keep: int = 2,
+    writer: writing.Writer | None = None,
 ) -> pathlib.Path:
     """Write a checkpoint; it appears under its name only when it is complete.
 
@@ -93,42 +98,28 @@ def save(
         tokenizer: the SentencePiece model.
         from_base: paths of parameters that are unchanged from `meta.base`, and left out.
         keep: how many checkpoints stay.
+        writer: of the run, which may write in the background; None: wait for the disk.
 
     Returns:
-        The folder.
+        The folder; with a writer it is there after `writer.wait()`.
 
     Raises:
         SgqlmError: the disk is full or cannot be written.
     """
     root = pathlib.Path(root).absolute()
-    aside = root / (ASIDE + meta.name)
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     saved = {path: leaf for path, leaf in flat.items() if path not in from_base}
     leaves = {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in flat.items()}
     meta = dataclasses.replace(meta, leaves=leaves, saved=tuple(sorted(saved)), versions=versions())
-    is_main = jax.process_index() == 0
-    try:
-        if is_main:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        _barrier("checkpoint-start")
-        with ocp.StandardCheckpointer() as writer:
-            writer.save(aside / "params", traverse_util.unflatten_dict(saved, sep="/"))
-            if opt is not None:
-                writer.save(aside / "opt", opt)
-        _barrier("checkpoint-written")
-        if is_main:
-            finish(aside, root / meta.name, meta, tokenizer)
-            _retain(root, keep)
-        _barrier("checkpoint-named")
-    except OSError as error:
-        raise errors.SgqlmError(
-            "the checkpoint could not be written",
-            where=str(aside),
-            why=str(error),
-            fix="free some room, or lower config.train.keep; older checkpoints are untouched",
-            code=errors.RESOURCES,
-        ) from error
+    trees = {"params": traverse_util.unflatten_dict(saved, sep="/")}
+    trees |= {} if opt is None else {"opt": opt}
+
+    def commit(aside: pathlib.Path):
+        finish(aside, root / meta.name, meta, tokenizer)
+        _retain(root, keep)
+
+    with contextlib.nullcontext(writer) if writer else writing.Writer() as used:
+        used.start(root / meta.name, trees, commit)
     return root / meta.name
 
 
@@ -229,7 +220,7 @@ def load_params(
         SgqlmError: the base has changed, or parameters are missing.
     """
     meta = read_meta(folder)
-    places = traverse_util.flatten_dict(dict(shardings), sep="/") if shardings else {}
+    places: dict[str, Any] = traverse_util.flatten_dict(dict(shardings or {}), sep="/")
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(path):
@@ -239,7 +230,7 @@ def load_params(
 
     targets = {path: target(path) for path in meta.saved}
     tree = _restore(folder / "params", traverse_util.unflatten_dict(targets, sep="/"))
-    flat = traverse_util.flatten_dict(tree, sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
     if meta.base:
         below = base_folder(meta.base, base)
         if inner := latest(below):
@@ -249,7 +240,7 @@ def load_params(
             with importing.open_any(below) as found:
                 for path in sorted(set(found.leaves) - set(flat)):
                     leaf = found.leaves[path].load()
-                    flat[path] = jax.device_put(leaf, places.get(path, one))
+                    flat[path] = mesh_lib.put(leaf, places.get(path, one))
     if missing := sorted(set(meta.leaves) - set(flat)):
         raise incomplete(folder, missing)
     return traverse_util.unflatten_dict({p: flat[p] for p in meta.leaves}, sep="/")
@@ -261,13 +252,17 @@ def load_opt(folder: pathlib.Path, target: Any) -> Any:
 
 
 def load_model(
-    path: str | os.PathLike, *, base: str | os.PathLike | None = None
+    path: str | os.PathLike,
+    *,
+    base: str | os.PathLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[config.Config, types.Params, tokenizer_lib.Tokenizer | None]:
     """Load a model for inference; the optimizer is not read.
 
     Args:
         path: a checkpoint, or a work directory, whose newest intact checkpoint is taken.
         base: where the base lies now, if not where it was.
+        mesh: where the parameters go; None: the first local device.
 
     Returns:
         Its configuration, parameters and tokenizer; None if it was imported without one.
@@ -280,7 +275,8 @@ def load_model(
     check_shapes(meta, cfg.model, where=str(folder))
     words = (folder / "tokenizer.model").read_bytes()
     tokenizer = open_tokenizer(words, cfg.text) if words else None
-    return cfg, load_params(folder, base=base), tokenizer
+    places = mesh and rules.param_shardings(vlm.param_shapes(cfg.model), mesh)
+    return cfg, load_params(folder, shardings=places, base=base), tokenizer
 
 
 def open_tokenizer(model: bytes, text: config.TextConfig) -> tokenizer_lib.Tokenizer:
@@ -326,10 +322,10 @@ def digest(folder: str | os.PathLike) -> str:
 
 def remove_unfinished(root: str | os.PathLike) -> list[str]:
     """Remove what a killed process left half written and return the names."""
-    left = sorted(pathlib.Path(root).glob(ASIDE + "*"))
+    left = sorted(pathlib.Path(root).glob(writing.ASIDE + "*"))
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
-    return [folder.name.removeprefix(ASIDE) for folder in left]
+    return [folder.name.removeprefix(writing.ASIDE) for folder in left]
 
 
 def newest(path: str | os.PathLike) -> tuple[pathlib.Path, Meta]:
@@ -381,6 +377,8 @@ def base_folder(saved: dict[str, str], base: str | os.PathLike | None) -> pathli
 def _restore(folder: pathlib.Path, target: Any) -> Any:
     try:
         with ocp.StandardCheckpointer() as reader:
+            stored = reader.metadata(folder.absolute()).item_metadata
+            _refuse_casts(folder, _dtypes(stored.tree if stored else {}), _dtypes(target))
             return reader.restore(folder.absolute(), target)
     except (ValueError, OSError, KeyError) as error:
         raise errors.SgqlmError(
@@ -390,6 +388,26 @@ def _restore(folder: pathlib.Path, target: Any) -> Any:
             fix="use the configuration it was trained with",
             code=errors.CHECKPOINT,
         ) from error
+
+
+def _dtypes(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    keystr = jax.tree_util.keystr
+    return {keystr(path, simple=True, separator="/"): str(leaf.dtype) for path, leaf in leaves}
+
+
+def _refuse_casts(folder: pathlib.Path, stored: dict[str, str], wanted: dict[str, str]):
+    """Refuse what orbax would cast without a word."""
+    both = sorted(set(stored) & set(wanted))
+    if changed := [path for path in both if stored[path] != wanted[path]]:
+        path = changed[0]
+        raise errors.SgqlmError(
+            f"{len(changed)} arrays of the checkpoint have another dtype than the run",
+            where=f"{folder}: {path}",
+            why=f"{stored[path]} is stored, {wanted[path]} is wanted",
+            fix="use the configuration it was trained with; a cast would change the result",
+            code=errors.CHECKPOINT,
+        )
 
 
 def finish(aside, final, meta: Meta, tokenizer: bytes):
@@ -418,8 +436,3 @@ def versions() -> dict[str, str]:
         "orbax": ocp.__version__,
         "numpy": np.__version__,
     }
-
-
-def _barrier(name: str):
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

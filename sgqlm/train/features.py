@@ -1,5 +1,6 @@
 """What a frozen tower says about every image, computed once: features and entity labels."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -15,6 +16,7 @@ from flax import traverse_util
 from sgqlm import config, types
 from sgqlm.data import graphs
 from sgqlm.models import vlm
+from sgqlm.parallel import distributed
 from sgqlm.parallel import mesh as mesh_lib
 from sgqlm.train import progress, region_text
 
@@ -133,7 +135,8 @@ def compute_labels(
             done += len(rows)
             shown.update(done)
     if file is not None:
-        _write(labels, pathlib.Path(file))
+        write = functools.partial(_write, labels, pathlib.Path(file))
+        distributed.on_main(write, "keep the labels")
     return labels
 
 
@@ -144,7 +147,7 @@ def digest(params: types.Params, cfg: config.ModelConfig, *about: Any) -> str:
     parts = {name: params[name] for name in ("vision", "regions") if name in params}
     for path, leaf in sorted(traverse_util.flatten_dict(parts, sep="/").items()):
         total.update(path.encode())
-        total.update(np.asarray(leaf).tobytes())
+        total.update(mesh_lib.fetch(leaf).tobytes())
     return total.hexdigest()[:16]
 
 

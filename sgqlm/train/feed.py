@@ -6,11 +6,12 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import jax
-from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from sgqlm import config, errors
-from sgqlm.data import pipeline
+from sgqlm.data import pipeline, sources
+from sgqlm.parallel import distributed
+from sgqlm.parallel import mesh as mesh_lib
 from sgqlm.scenes import builder, grammar
 from sgqlm.text import tokenizer as tokenizer_lib
 from sgqlm.train import progress
@@ -18,6 +19,40 @@ from sgqlm.train import progress
 CORPUS_LIMIT = 20000  # conversations of a source that a tokenizer is trained on
 SCENE_LIMIT = 2000
 _IMAGE = "<image>"
+
+
+def check(settings: config.Config, rows: Sequence[config.StageConfig]) -> None:
+    """Refuse settings that no batch can be made under, before anything is built or compiled.
+
+    Args:
+        settings: the run.
+        rows: the stages that will run.
+
+    Raises:
+        SgqlmError: a data set does not exist, a length is not positive or a share not in 0..1.
+    """
+    data, text = settings.data, settings.text
+    shares = {
+        f"data.{name}": getattr(data, name)
+        for name in ("fault_budget", "graph_dropout", "image_dropout", "node_dropout")
+    }
+    shares["text.self_questioning"] = text.self_questioning
+    for stage in rows:
+        where = f"train.stages.{stage.name}"
+        if stage.self_questioning is not None:
+            shares[f"{where}.self_questioning"] = stage.self_questioning
+        if min(stage.buckets or data.buckets, default=0) < 1:
+            raise errors.SgqlmError(
+                f"stage {stage.name} has no lengths to pad to",
+                where=f"config.{where}.buckets" if stage.buckets else "config.data.buckets",
+                fix="give numbers of tokens, for example 640,1024",
+            )
+        for source in stage.sources:
+            sources.check_source(source, f"config.{where}.sources.{source.name}")
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            fix = "give a share from 0 to 1"
+            raise errors.SgqlmError(f"config.{name} is {share}", where=f"config.{name}", fix=fix)
 
 
 def with_scenes(settings: config.Config, workdir: pathlib.Path) -> config.Config:
@@ -30,12 +65,12 @@ def with_scenes(settings: config.Config, workdir: pathlib.Path) -> config.Config
     Returns:
         The configuration with every source of scenes placed.
     """
-    sources = [s for stage in settings.train.stages for s in stage.sources]
-    if not any(_lacks_scenes(source) for source in sources):
+    wanted = [source for stage in settings.train.stages for source in stage.sources]
+    if not any(_lacks_scenes(source) for source in wanted):
         return settings
     folder = pathlib.Path(settings.scenes.path or workdir / "scenes").absolute()
-    is_main = jax.process_index() == 0
-    if is_main:
+
+    def build():
         total = sum(builder.num_scenes(settings.scenes, split) for split in builder.SPLITS)
         with progress.Progress("scenes", total) as shown:
             builder.build(
@@ -44,8 +79,8 @@ def with_scenes(settings: config.Config, workdir: pathlib.Path) -> config.Config
                 2 if total > 500 else 1,
                 progress=lambda done, _: shown.update(done),
             )
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("scenes")
+
+    distributed.on_main(build, "build the scenes")
 
     def placed(stage: config.StageConfig) -> config.StageConfig:
         found = (
@@ -60,8 +95,7 @@ def with_scenes(settings: config.Config, workdir: pathlib.Path) -> config.Config
 
 def corpus(settings: config.Config) -> Iterator[str]:
     """Yield the text that a tokenizer of the data of all stages is trained on."""
-    sources = dict.fromkeys(s for stage in settings.train.stages for s in stage.sources)
-    for source in sources:
+    for source in dict.fromkeys(s for stage in settings.train.stages for s in stage.sources):
         opened = pipeline.open_source(source, seed=settings.train.seed)
         is_scenes = source.name == "scenes"
         if is_scenes:
@@ -81,13 +115,27 @@ def open_loader(
     start: int = 0,
     with_images: bool = True,
     labels: Sequence[Sequence[str]] | None = None,
+    mesh: Mesh | None = None,
 ) -> pipeline.Loader:
-    """Open the training batches of a stage, from global step `start` on."""
-    sources = [
+    """Open the training batches of a stage, from global step `start` on.
+
+    Args:
+        settings: the run.
+        stage: whose data.
+        tokenizer: text to ids.
+        start: first global step.
+        with_images: False leaves the pixels out, for cached features.
+        labels: predicted labels of the entities of each image row.
+        mesh: where the batches go; this process then makes the rows that lie with it.
+
+    Returns:
+        The loader.
+    """
+    opened = [
         pipeline.open_source(s, seed=settings.train.seed, budget=settings.data.fault_budget)
         for s in stage.sources
     ]
-    return _loader(settings, stage, tokenizer, sources, start, with_images, labels)
+    return _loader(settings, stage, tokenizer, opened, start, with_images, labels, mesh)
 
 
 def open_validation(
@@ -96,19 +144,21 @@ def open_validation(
     tokenizer: tokenizer_lib.Tokenizer,
     *,
     labels: Sequence[Sequence[str]] | None = None,
+    mesh: Mesh | None = None,
 ) -> pipeline.Loader | None:
     """Open the validation split of a stage's sources without dropout; None if none has one."""
-    sources = []
+    opened = []
     for source in stage.sources:
         try:
             other = dataclasses.replace(source, split="val")
-            sources.append(pipeline.open_source(other, seed=settings.train.seed))
+            opened.append(pipeline.open_source(other, seed=settings.train.seed))
         except errors.SgqlmError:
             continue
-    sources = [source for source in sources if len(source)]
-    if not sources:
+    opened = [source for source in opened if len(source)]
+    if not opened:
         return None
-    return _loader(without_dropout(settings), stage, tokenizer, sources, 0, True, labels)
+    settings = without_dropout(settings)
+    return _loader(settings, stage, tokenizer, opened, 0, True, labels, mesh)
 
 
 def without_dropout(settings: config.Config) -> config.Config:
@@ -146,13 +196,15 @@ def image_digest(stage: config.StageConfig, loader: pipeline.Loader, *, split: s
     return hashlib.sha256(about.encode()).hexdigest()
 
 
-def _loader(settings, stage, tokenizer, sources, start, with_images, labels) -> pipeline.Loader:
+def _loader(
+    settings, stage, tokenizer, opened, start, with_images, labels, mesh
+) -> pipeline.Loader:
     if stage.objective == "region_text":
         settings = without_dropout(settings)  # nothing can be named on a blank image
     given = [source.weight for source in stage.sources]
-    weights = given if len(sources) == len(given) and set(given) != {1.0} else None
+    weights = given if len(opened) == len(given) and set(given) != {1.0} else None
     return pipeline.Loader(
-        sources,
+        opened,
         model=_seen_by(stage, settings.model),
         text=settings.text,
         tokenizer=tokenizer,
@@ -165,8 +217,7 @@ def _loader(settings, stage, tokenizer, sources, start, with_images, labels) -> 
         question_weight=stage.question_weight,
         buckets=stage.buckets,
         start=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=None if mesh is None else mesh_lib.local_rows(mesh, stage.batch_size).tolist(),
         with_images=with_images,
         labels=labels,
         annotated_labels=stage.objective == "region_text",

@@ -1,6 +1,6 @@
 """A run: the stages in order, from where an earlier run was stopped."""
 
-import dataclasses
+import contextlib
 import functools
 import json
 import os
@@ -14,14 +14,16 @@ from jax.sharding import Mesh
 
 from sgqlm import config, errors, types
 from sgqlm.data import pipeline
-from sgqlm.models import lora
+from sgqlm.models import lora, vlm
 from sgqlm.parallel import distributed
 from sgqlm.parallel import mesh as mesh_lib
 from sgqlm.text import tokenizer as tokenizer_lib
 from sgqlm.train import (
     checkpoint,
+    exactness,
     features,
     feed,
+    goodput,
     interrupt,
     loss,
     metrics,
@@ -32,7 +34,10 @@ from sgqlm.train import (
     start,
     state,
     step,
+    writing,
 )
+from sgqlm.train import crash as crash_lib
+from sgqlm.train import workdir as workdir_lib
 
 Hooks, Sample, StepInfo = stage_loop.Hooks, stage_loop.Sample, stage_loop.StepInfo
 run_stage = stage_loop.run_stage
@@ -77,35 +82,64 @@ def run(
     Raises:
         SgqlmError: any failure a user can act on; code 75 or 130 after a signal, once all is saved.
     """
+    began = time.monotonic()
+    folder = workdir_lib.local(workdir or settings.train.workdir)
     distributed.initialize()
-    folder = pathlib.Path(workdir or settings.train.workdir)
+    with interrupt.Interrupt() as stop:
+        return _run(settings, folder, hooks, stop, began)
+
+
+def _run(settings: config.Config, folder: pathlib.Path, hooks, stop, began: float) -> Result:
     rows = _rows(settings)
     mesh = mesh_lib.make(settings.train.mesh)
     _check_batches(rows, mesh)
-    is_main = distributed.is_main()
-    _prepare_folder(folder, is_main)
-    settings = feed.with_scenes(settings, folder)
-    with jax.set_mesh(mesh), interrupt.Interrupt() as stop:
+    _check_rows(rows, settings, folder)
+    with contextlib.ExitStack() as stack:
+        claim = lambda: stack.enter_context(_claimed(folder))  # noqa: E731
+        distributed.on_main(claim, "claim the work directory")
+        distributed.check_shared(folder)
+        settings = feed.with_scenes(settings, folder)
+        stack.enter_context(jax.set_mesh(mesh))
         begun = start.begin(settings, folder, mesh, feed.corpus)
-        writer = metrics.Writer(folder, is_active=is_main, tensorboard=settings.train.tensorboard)
-        try:
-            return _Runner(begun, folder, mesh, writer, stop, hooks).run(rows)
-        finally:
-            writer.close()
+        is_main, board = distributed.is_main(), settings.train.tensorboard
+        log = metrics.Writer(folder, is_active=is_main, tensorboard=board)
+        stack.callback(log.close)
+        stack.callback(_tell_goodput, log, folder, is_main)
+        writer = stack.enter_context(writing.Writer(is_async=settings.train.async_save))
+        runner = _Runner(begun, folder, mesh, log, writer, stop, hooks)
+        runner.log_start(time.monotonic() - began)
+        return runner.run(rows)
 
 
 class _Runner:
-    def __init__(self, begun: start.Start, folder, mesh: Mesh, writer, stop, hooks):
+    def __init__(self, begun: start.Start, folder, mesh: Mesh, log, writer, stop, hooks):
         self._settings, self._tokenizer = begun.config, begun.tokenizer
         self._params, self._begun = begun.params, begun
         self._folder, self._is_main = folder, distributed.is_main()
         self._trained = set(begun.resumed[1].trained) if begun.resumed else set()
         self._saved: pathlib.Path | None = begun.resumed[0] if begun.resumed else None
-        self._writer, self._mesh = writer, mesh
-        self._data = ""
+        self._log, self._writer, self._mesh = log, writer, mesh
+        self._data, self._stop = "", stop
+        stop.saved = str(self._saved or "")
         self._run = stage_loop.Run(
-            begun.config.train, mesh, writer, self._save, stop, self._told(hooks), self._is_main
+            begun.config.train,
+            mesh,
+            log,
+            self._save,
+            stop,
+            self._told(hooks),
+            self._is_main,
+            check=writer.check,
+            crash=self._crash,
         )
+
+    def log_start(self, seconds: float):
+        """Log that an attempt begins, and what it goes on from."""
+        meta = self._begun.resumed[1] if self._begun.resumed else None
+        stage, done = (meta.stage, meta.step) if meta else ("", 0)
+        self._log.write("start", stage, done, {"seconds": seconds})
+        for note in exactness.notes(meta, self._settings, self._mesh) if meta else ():
+            self._print(f"not bit-identical: the checkpoint was written {note}")
 
     def run(self, rows: tuple[config.StageConfig, ...]) -> Result:
         if self._is_main:
@@ -114,6 +148,8 @@ class _Runner:
         order = [stage.name for stage in self._settings.train.stages]
         placed = {stage.name: stage for stage in self._settings.train.stages}
         for row in rows:
+            if self._stop.is_pending():  # it came when the stage before was all but done
+                raise self._stop.error()
             self._stage(placed[row.name], order.index(row.name))
         return Result(
             self._settings, self._params, self._tokenizer, self._saved, summary(self._folder)
@@ -137,10 +173,14 @@ class _Runner:
         table = state.part_table(self._params, stage.learning_rates)
         self._print(f"\nstage {stage.name}: {job.num_steps} steps of {stage.batch_size} samples")
         self._print(state.format_table(table))
+        self._log.write("set_up", stage.name, 0, {"seconds": time.monotonic() - began})
         self._trained |= set(stage.learning_rates)
         self._params = stage_loop.run_stage(self._run, job, self._params, resumed=resumed)
         seconds = time.monotonic() - began
-        self._writer.write("stage", stage.name, job.num_steps, {"seconds": seconds})
+        self._log.write("stage", stage.name, job.num_steps, {"seconds": seconds})
+        if self._is_main:
+            found = goodput.account(metrics.records(self._folder))
+            self._log.write("goodput", stage.name, job.num_steps, found)
 
     def _job(self, stage: config.StageConfig, index: int) -> stage_loop.Job:
         settings, tokenizer = self._settings, self._tokenizer
@@ -155,15 +195,17 @@ class _Runner:
             tokenizer,
             with_images=cache is None,
             labels=labels,
+            mesh=self._mesh,
         )
         return stage_loop.Job(
             stage=stage,
             index=index,
             num_steps=stages.num_steps(stage, loader.num_records),
             batches=lambda first: open_from(start=first),
-            loss_fn=make_loss(stage, settings, known=self._trained | self._base_parts()),
+            loss_fn=make_loss(stage, settings, known=self._known()),
             validation=self._validation(stage),
             cache=cache,
+            records=loader.records,
         )
 
     def _digest(self, stage: config.StageConfig) -> str:
@@ -175,11 +217,15 @@ class _Runner:
         sampler = hooks.sampler
         if sampler is None:
             return hooks
+        if jax.process_count() > 1:
+            if self._settings.train.sample_every:
+                self._print("train.sample_every: samples are written by runs of one process only")
+            return hooks._replace(sampler=None)
         about = {"config": self._settings, "tokenizer": self._tokenizer}
         return hooks._replace(sampler=lambda sample: sampler(sample._replace(**about)))
 
-    def _base_parts(self) -> set[str]:
-        return {lora.part_of(path) for path in self._begun.from_base}
+    def _known(self) -> set[str]:
+        return self._trained | {lora.part_of(path) for path in self._begun.from_base}
 
     def _validation(self, stage: config.StageConfig):
         train = self._settings.train
@@ -188,7 +234,7 @@ class _Runner:
         args = (self._settings, stage, self._tokenizer)
         plain = feed.open_validation(*args)
         labels = None if plain is None else self._labels(stage, plain, "val")
-        loader = feed.open_validation(*args, labels=labels)
+        loader = feed.open_validation(*args, labels=labels, mesh=self._mesh)
         if loader is None:
             self._print(f"stage {stage.name}: no data source has a validation split")
             return None
@@ -203,13 +249,18 @@ class _Runner:
             )
         images = feed.image_digest(stage, loader)
         name = features.digest(self._params, self._settings.model, images)
+        file = self._folder / "features" / f"{name}.npy"
+        if not file.is_file():
+            tower = self._settings.model.vision
+            size = (loader.num_image_rows + 1) * tower.num_patches * tower.width * 2
+            workdir_lib.check_room(self._folder, size, "the cached features")
         return features.compute(
             self._params,
             self._settings.model,
             loader.images(),
             loader.num_image_rows,
             mesh=self._mesh,
-            file=self._folder / "features" / f"{name}.npy",
+            file=file,
         )
 
     def _labels(self, stage: config.StageConfig, loader: pipeline.Loader, split: str = ""):
@@ -250,8 +301,9 @@ class _Runner:
             trained=tuple(sorted(self._trained)),
             base=self._begun.base,
             data=self._data,
+            mesh=exactness.where(self._mesh),
         )
-        began = time.monotonic()
+        began, before = time.monotonic(), self._saved
         self._saved = checkpoint.save(
             self._folder / checkpoint.FOLDER,
             meta,
@@ -260,10 +312,30 @@ class _Runner:
             tokenizer=self._tokenizer.model_bytes,
             from_base=kept,
             keep=self._settings.train.keep,
+            writer=self._writer,
         )
+        if saved.is_final or saved.is_last:
+            self._writer.wait()
+            before = self._saved
+        self._stop.saved = str(before or "")  # the one that is written now may yet fail
         seconds = {"seconds": time.monotonic() - began}
-        self._writer.write("checkpoint", job.stage.name, saved.step, seconds)
+        self._log.write("checkpoint", job.stage.name, saved.step, seconds)
         return str(self._saved)
+
+    def _crash(self, job: stage_loop.Job, crash: stage_loop.Crash) -> str:
+        about = {
+            "config": config.to_dict(self._settings),
+            "stage": job.stage.name,
+            "stage_index": job.index,
+            "num_steps": job.num_steps,
+            "known": sorted(self._known()),
+            "mesh": exactness.where(self._mesh),
+            "versions": checkpoint.versions(),
+        }
+        saved = self._saved or self._folder
+        return str(
+            crash_lib.write(self._folder, job, crash, about=about, state=saved, mesh=self._mesh)
+        )
 
     def _print(self, text: str):
         progress.Progress("", 0, is_active=self._is_main).print(text)
@@ -274,20 +346,12 @@ def make_loss(
 ) -> step.LossFn:
     """Return the loss of a stage's objective as the train step takes it.
 
-    Adapters that neither train here nor hold anything yet are left out of the program, and frozen
-    ones are not dropped out.
-
     Args:
         stage: the stage.
         settings: the run.
-        known: parts that hold trained values.
+        known: parts that hold trained values, see `stages.program_model`.
     """
-    model, remat = settings.model, settings.train.remat
-    for part in ("llm_lora", "vision_lora"):
-        if part not in stage.learning_rates:
-            adapter = dataclasses.replace(getattr(model, part), dropout=0.0)
-            adapter = adapter if part in known else config.LoraConfig()
-            model = dataclasses.replace(model, **{part: adapter})
+    model, remat = stages.program_model(stage, settings.model, known), settings.train.remat
 
     def lm(params, batch, key, features=None):
         return loss.lm_loss(params, model, batch, features=features, key=key, remat=remat)
@@ -338,23 +402,30 @@ def _check_batches(rows, mesh: Mesh):
             )
 
 
-def _prepare_folder(folder: pathlib.Path, is_main: bool):
-    if not is_main:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise errors.SgqlmError(
-            "the work directory cannot be written",
-            where=str(folder),
-            why=str(error),
-            fix="give another config.train.workdir",
-        ) from error
-    for name in checkpoint.remove_unfinished(folder / checkpoint.FOLDER):
-        progress.Progress("", 0).print(f"removed the unfinished checkpoint {name}")
+def _check_rows(rows, settings: config.Config, folder: pathlib.Path):
+    """Refuse what would else stop the run only after the first programs are compiled."""
+    if not checkpoint.find(folder):  # data of stages that are done need not be there any more
+        feed.check(settings, rows)
+    shapes, count = vlm.param_shapes(settings.model), settings.train.keep + 1
+    for stage in rows:
+        stages.check(stage, shapes)
+    size = workdir_lib.checkpoint_bytes(shapes, rows, has_base=bool(settings.train.init))
+    workdir_lib.check_room(folder, count * size, f"{count} checkpoints")
+
+
+@contextlib.contextmanager
+def _claimed(folder: pathlib.Path):
+    with workdir_lib.claim(folder):
+        for name in checkpoint.remove_unfinished(folder / checkpoint.FOLDER):
+            progress.Progress("", 0).print(f"removed the unfinished checkpoint {name}")
+        yield
+
+
+def _tell_goodput(log: metrics.Writer, folder: pathlib.Path, is_main: bool):
+    if is_main:
+        found = goodput.account(metrics.records(folder))
+        log.write("goodput", "run", 0, found)
+        progress.Progress("", 0).print(goodput.line(found))
 
 
 def _other_data(folder) -> errors.SgqlmError:

@@ -84,7 +84,6 @@ def token_losses(head, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array
     front = jnp.take_along_axis(targets, order, axis=1)
     rows = jnp.take_along_axis(hidden, order[..., None], axis=1)
 
-    @jax.checkpoint
     def compute(rows, front):
         return _cross_entropy(head(rows), front)
 
@@ -92,8 +91,12 @@ def token_losses(head, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array
         nothing = jnp.zeros(front.shape, jnp.float32)
         return nothing, nothing
 
+    @jax.checkpoint  # around the choice: inside it, the head's matrix would be kept once a piece
+    def chosen(rows, front):
+        return jax.lax.cond((front != types.IGNORE).any(), compute, skip, rows, front)
+
     def piece(_, args):
-        return None, jax.lax.cond((args[1] != types.IGNORE).any(), compute, skip, *args)
+        return None, chosen(*args)
 
     def cut(x):
         return jnp.moveaxis(x.reshape(batch, pieces, length // pieces, *x.shape[2:]), 1, 0)

@@ -14,6 +14,7 @@ import numpy as np
 
 from sgqlm import config, errors, types
 from sgqlm.models import vlm
+from sgqlm.parallel import mesh as mesh_lib
 
 NO_RELATION = 2  # class of pairs without an annotated relation: the end-of-text token
 NUM_PAIRS = 16  # pairs an image that are scored; a scene has up to five relations
@@ -129,7 +130,7 @@ def predict_labels(
         return jnp.where(valid[..., None], logits.argmax(-1), -1).astype(jnp.int32)
 
     for images, coverage, valid in batches:
-        yield np.asarray(classify(params, images, coverage, valid))
+        yield mesh_lib.fetch(classify(params, images, coverage, valid))
 
 
 def without_lora(cfg: config.ModelConfig) -> config.ModelConfig:

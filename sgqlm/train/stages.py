@@ -1,10 +1,13 @@
 """The stage table: what trains in which stage, at which rate (specification of each model)."""
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Collection
 
 from sgqlm import config, errors, types
 from sgqlm.models import lora
+from sgqlm.text import templates
 
 MODELS = ("llava_sg", "sq_llava", "sgqlm")
 STAGES = ("pretrain", "align", "graph", "instruct", "end_to_end")
@@ -69,12 +72,13 @@ def check(stage: config.StageConfig, params: types.Params) -> None:
         params: the model's parameters or their shapes.
 
     Raises:
-        SgqlmError: as said; also when cached features belong to a tower that trains.
+        SgqlmError: as said; also when cached features belong to a tower that trains, when a batch
+            is empty, or when there is no such template.
     """
     where = f"config.train.stages: {stage.name}"
     present = {part for part in lora.PARTS if _has_part(params, part)}
     for part in stage.learning_rates:
-        _check(part, lora.PARTS, "part")
+        _check(part, lora.PARTS, "part", f"config.train.stages.{stage.name}.learning_rates")
         if part not in present:
             raise errors.SgqlmError(
                 f"stage {stage.name} trains {part}, which this model does not have",
@@ -90,12 +94,46 @@ def check(stage: config.StageConfig, params: types.Params) -> None:
             where=where,
             fix="set cache_features=False, or freeze vision and vision_lora",
         )
-    if stage.batch_size % max(stage.accumulation, 1):
+    if stage.template:
+        try:
+            templates.get(stage.template)
+        except errors.SgqlmError as error:
+            error.where = f"config.train.stages.{stage.name}.template"
+            raise
+    if min(stage.batch_size, stage.accumulation) < 1:
+        raise errors.SgqlmError(
+            f"stage {stage.name} has batches of {stage.batch_size} samples in"
+            f" {stage.accumulation} parts",
+            where=where,
+            fix="give at least 1 for batch_size and accumulation",
+        )
+    if stage.batch_size % stage.accumulation:
         raise errors.SgqlmError(
             f"batch size {stage.batch_size} is not a multiple of accumulation {stage.accumulation}",
             where=where,
             fix="change batch_size or accumulation",
         )
+
+
+def program_model(
+    stage: config.StageConfig, model: config.ModelConfig, known: Collection[str]
+) -> config.ModelConfig:
+    """Return the model as the program of a stage has it.
+
+    Adapters that neither train here nor hold anything yet are left out, and frozen ones are not
+    dropped out.
+
+    Args:
+        stage: the stage.
+        model: the whole model.
+        known: parts that hold trained values.
+    """
+    for part in ("llm_lora", "vision_lora"):
+        if part not in stage.learning_rates:
+            adapter = dataclasses.replace(getattr(model, part), dropout=0.0)
+            adapter = adapter if part in known else config.LoraConfig()
+            model = dataclasses.replace(model, **{part: adapter})
+    return model
 
 
 def num_steps(stage: config.StageConfig, num_samples: int) -> int:
@@ -115,7 +153,7 @@ def select(train: config.TrainConfig) -> tuple[config.StageConfig, ...]:
         fix = "name every stage differently: " + ", ".join(names)
         raise errors.SgqlmError("two stages have one name", where="config.train.stages", fix=fix)
     for name in train.only:
-        _check(name, tuple(names), "stage")
+        _check(name, tuple(names), "stage", "config.train.only")
     return tuple(s for s in train.stages if not train.only or s.name in train.only)
 
 
@@ -141,6 +179,8 @@ def _has_part(params: types.Params, part: str) -> bool:
     return any(found)
 
 
-def _check(value: str, known: tuple[str, ...], kind: str):
+def _check(value: str, known: tuple[str, ...], kind: str, where: str = ""):
     if value not in known:
-        raise errors.SgqlmError(f"unknown {kind} {value!r}", fix="known: " + ", ".join(known))
+        near = difflib.get_close_matches(value, known, n=1)
+        fix = (f"did you mean {near[0]!r}? " if near else "") + "known: " + ", ".join(known)
+        raise errors.SgqlmError(f"unknown {kind} {value!r}", where=where, fix=fix)

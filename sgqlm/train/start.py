@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +12,15 @@ from jax.sharding import Mesh
 from sgqlm import config, errors, types
 from sgqlm.convert import leaves
 from sgqlm.models import lora, vlm
-from sgqlm.parallel import rules
+from sgqlm.parallel import distributed, rules
+from sgqlm.parallel import mesh as mesh_lib
 from sgqlm.text import tokenizer as tokenizer_lib
 from sgqlm.train import bundle, checkpoint
 
+# settings of `train` that may differ from those of the checkpoint a run goes on from
 _FREE = ("workdir", "only", "init", "resume", "mesh", "remat", "log_every", "eval_every")
-_FREE += ("eval_batches", "save_every", "keep", "sample_every", "tensorboard", "stages")
+_FREE += ("eval_batches", "save_every", "async_save", "keep", "sample_every", "tensorboard")
+_FREE += ("stages",)
 
 
 class Start(NamedTuple):
@@ -73,41 +76,89 @@ def begin(
     with bundle.open_any(where) as found:
         tokenizer = _tokenizer(settings, found.tokenizer, texts)
         settings = _with_vocabulary(settings, tokenizer, mesh, found.config)
-        params = init_params(settings.model, settings.train.seed, mesh)
-        params, paths = graft(found.leaves, params, where=where)
+        params = graft(found.leaves, settings, mesh)
     base = {"path": str(_base_folder(where)), "digest": checkpoint.digest(_base_folder(where))}
-    return Start(settings, params, tokenizer, base, paths, None)
+    return Start(settings, params, tokenizer, base, frozenset(found.leaves), None)
 
 
-def init_params(model: config.ModelConfig, seed: int, mesh: Mesh) -> types.Params:
-    """Return fresh parameters, made where they lie."""
-    places = rules.param_shardings(vlm.param_shapes(model), mesh)
-    key = jax.random.key(seed)
-    return jax.jit(lambda k: vlm.init_params(model, k), out_shardings=places)(key)
+def init_params(
+    model: config.ModelConfig, seed: int, mesh: Mesh, *, without: Collection[str] = ()
+) -> types.Params:
+    """Return fresh parameters, made where they lie.
+
+    Args:
+        model: the model.
+        seed: of the draws.
+        mesh: where the parameters go.
+        without: paths that are left out; neither they nor what only they need is computed.
+    """
+    make, places = init_program(model, mesh, without=without)
+    if not places:
+        return {}
+    return traverse_util.unflatten_dict(make(jax.random.key(seed)), sep="/")
 
 
-def graft(
-    base: Mapping[str, leaves.Leaf], fresh: types.Params, *, where: str
-) -> tuple[types.Params, frozenset[str]]:
-    """Put the base's values into a fresh tree, in the base's dtypes, one after the other.
+def init_program(model: config.ModelConfig, mesh: Mesh, *, without: Collection[str] = ()):
+    """Return the jitted function from a key to fresh parameters by path, and their shardings.
 
-    Only whole parts may be new, such as a graph or adapters that the base does not have.
+    Args:
+        model: the model.
+        mesh: where the parameters go.
+        without: paths that are left out.
+    """
+    flat: dict[str, Any] = traverse_util.flatten_dict(
+        rules.param_shardings(vlm.param_shapes(model), mesh), sep="/"
+    )
+    places = {path: place for path, place in flat.items() if path not in without}
+
+    def make(key):
+        made: dict[str, Any] = traverse_util.flatten_dict(vlm.init_params(model, key), sep="/")
+        return {path: made[path] for path in places}
+
+    return jax.jit(make, out_shardings=places), places
+
+
+def graft(base: Mapping[str, leaves.Leaf], settings: config.Config, mesh: Mesh) -> types.Params:
+    """Return the base's values, in its dtypes, and fresh ones where it has none.
+
+    Only whole parts may be new, such as a graph or adapters that the base does not have. The base
+    is put into place one parameter after the other.
 
     Args:
         base: parameters of the base, by path.
-        fresh: freshly initialised parameters on the mesh.
-        where: the base, for messages.
-
-    Returns:
-        The tree, and the paths that came from the base.
+        settings: the run; `train.init` is the base.
+        mesh: where the parameters go.
 
     Raises:
         SgqlmError: parameters are missing, unknown or of another shape.
     """
-    target: dict[str, Any] = traverse_util.flatten_dict(fresh, sep="/")
+    shapes: dict[str, Any] = traverse_util.flatten_dict(vlm.param_shapes(settings.model), sep="/")
+    check_base(base, shapes, where=settings.train.init)
+    tree = traverse_util.unflatten_dict(shapes, sep="/")
+    placed = rules.param_shardings(tree, mesh)
+    places: dict[str, Any] = traverse_util.flatten_dict(placed, sep="/")
+    fresh = init_params(settings.model, settings.train.seed, mesh, without=frozenset(base))
+    found: dict[str, Any] = traverse_util.flatten_dict(fresh, sep="/")
+    for path in shapes:
+        if path in base:
+            found[path] = mesh_lib.put(base[path].load(), places[path])
+    return traverse_util.unflatten_dict({path: found[path] for path in shapes}, sep="/")
+
+
+def check_base(base: Mapping[str, Any], shapes: Mapping[str, Any], *, where: str) -> None:
+    """Refuse a base that does not fit a model.
+
+    Args:
+        base: leaves of the base, by path.
+        shapes: those of the model.
+        where: the base, for messages.
+
+    Raises:
+        SgqlmError: parameters of a part that the base has are missing, unknown or of another shape.
+    """
     parts = {lora.part_of(path) for path in base}
-    faults = [f"{p} is unknown to the model" for p in sorted(set(base) - set(target))]
-    for path, leaf in target.items():
+    faults = [f"{p} is unknown to the model" for p in sorted(set(base) - set(shapes))]
+    for path, leaf in shapes.items():
         if path not in base:
             if lora.part_of(path) in parts:
                 faults.append(f"{path} is missing")
@@ -121,10 +172,6 @@ def graft(
             fix="set config.model as the base has it",
             code=errors.CHECKPOINT,
         )
-    known = frozenset(set(base) & set(target))
-    for path in known:
-        target[path] = jax.device_put(base[path].load(), target[path].sharding)
-    return traverse_util.unflatten_dict(target, sep="/"), known
 
 
 def differences(saved: Any, wanted: Any, where: str = "config") -> list[str]:
@@ -160,8 +207,10 @@ def _resume(settings: config.Config, found, mesh: Mesh) -> Start:
     tokenizer_file = (folder / "tokenizer.model").read_bytes()
     tokenizer = checkpoint.open_tokenizer(tokenizer_file, settings.text)
     saved = config.from_config_dict(meta.config)
-    llm = dataclasses.replace(settings.model.llm, vocab_size=saved.model.llm.vocab_size)
-    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, llm=llm))
+    if settings.text.tokenizer == "train" or settings.train.init:  # the run before found the size
+        llm = dataclasses.replace(settings.model.llm, vocab_size=saved.model.llm.vocab_size)
+        model = dataclasses.replace(settings.model, llm=llm)
+        settings = dataclasses.replace(settings, model=model)
     _refuse_changes(saved, settings, meta, folder)
     checkpoint.check_shapes(meta, settings.model, where=str(folder))
     shapes = vlm.param_shapes(settings.model)
@@ -180,6 +229,7 @@ def _refuse_changes(saved: config.Config, settings: config.Config, meta, folder)
         stage = {} if meta.is_final else {"stage": rows.get(meta.stage)}
         data = {k: v for k, v in tree["data"].items() if k not in ("num_workers", "num_threads")}
         same = {name: tree[name] for name in ("model", "text", "scenes")}
+        same["model"] = {k: v for k, v in tree["model"].items() if k != "attention"}
         return {**same, "data": data, "train": train, **stage}
 
     if changes := differences(relevant(saved), relevant(settings)):
@@ -187,15 +237,32 @@ def _refuse_changes(saved: config.Config, settings: config.Config, meta, folder)
             f"{len(changes)} settings differ from those of the checkpoint",
             where=str(folder),
             why="; ".join(changes[:5]),
-            fix="put them back, or train in another config.train.workdir",
+            fix="put them back, or train in another config.train.workdir"
+            + _as_base(meta, settings),
             code=errors.CHECKPOINT,
         )
+
+
+def _as_base(meta, settings: config.Config) -> str:
+    """Offer the weights of a checkpoint to a new run whose model they fit."""
+    shapes: dict[str, Any] = traverse_util.flatten_dict(vlm.param_shapes(settings.model), sep="/")
+    base = {
+        path: jax.ShapeDtypeStruct(tuple(shape), dtype)
+        for path, (dtype, shape) in meta.leaves.items()
+    }
+    try:
+        check_base(base, shapes, where="")
+    except errors.SgqlmError:
+        return " from the start: the weights do not fit the changed model"
+    return "; --config.train.init=<this checkpoint> starts it from these weights"
 
 
 def _tokenizer(settings: config.Config, from_base: bytes, texts) -> tokenizer_lib.Tokenizer:
     name = settings.text.tokenizer
     if name == "train" and not from_base:
-        model = tokenizer_lib.train(texts(settings), settings.text.vocab_size)
+        size = settings.text.vocab_size
+        train = lambda: tokenizer_lib.train(texts(settings), size)  # noqa: E731
+        model = distributed.from_main(train, "train the tokenizer")
     elif name == "train":
         model = from_base
     else:

@@ -1,5 +1,6 @@
 """What a run carries from step to step, and which parameters it trains."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,15 @@ from sgqlm import types
 from sgqlm.models import lora
 
 
+class Guard(NamedTuple):
+    """What the spike guard remembers."""
+
+    norms: jax.Array  # float32[W]: gradient norms of the last good steps, a ring
+    good: jax.Array  # int32: good steps of this stage; the ring is full from W on
+    spikes: jax.Array  # int32: steps of this stage that were left out as spikes
+    run: jax.Array  # int32: those in a row, up to now
+
+
 class State(NamedTuple):
     """Everything the train step changes."""
 
@@ -19,6 +29,7 @@ class State(NamedTuple):
     opt: Any  # optimizer state, over `trainable` only
     bad_run: jax.Array  # int32: non-finite steps in a row, up to now
     skipped: jax.Array  # int32: non-finite steps of this stage
+    guard: Guard | None = None  # None: no spike guard
 
 
 class PartRow(NamedTuple):
@@ -29,6 +40,7 @@ class PartRow(NamedTuple):
     learning_rate: float  # 0: frozen
     dtypes: tuple[str, ...]
     bytes: int
+    device_bytes: int  # of them on one device
 
 
 def path_name(keys: tuple) -> str:
@@ -85,20 +97,30 @@ def part_table(params: types.Params, learning_rates: Mapping[str, float]) -> lis
             count = sum(leaf.size for leaf in group)
             dtypes = tuple(sorted({str(leaf.dtype) for leaf in group}))
             size = sum(leaf.size * leaf.dtype.itemsize for leaf in group)
-            rows.append(PartRow(part, count, learning_rates.get(part, 0.0), dtypes, size))
+            held = sum(_bytes_on_one(leaf) for leaf in group)
+            rows.append(PartRow(part, count, learning_rates.get(part, 0.0), dtypes, size, held))
     return rows
 
 
 def format_table(rows: list[PartRow]) -> str:
     """Return the parameter table as text: part, count, trainable, dtype, bytes, rate."""
-    lines = ["part          parameters  trains  dtype             MiB  learning rate"]
+    head = "part          parameters  trains  dtype             MiB  MiB/device  learning rate"
+    lines = [head]
     for row in rows:
         trains = "yes" if row.learning_rate else "no"
         rate = f"{row.learning_rate:.3g}" if row.learning_rate else "-"
-        dtype, size = ",".join(row.dtypes), row.bytes / 2**20
-        lines.append(
-            f"{row.part:12s} {row.count:11,d}  {trains:6s}  {dtype:12s} {size:8.1f}  {rate}"
-        )
+        dtype, size, held = ",".join(row.dtypes), row.bytes / 2**20, row.device_bytes / 2**20
+        sizes = f"{dtype:12s} {size:8.1f} {held:11.1f}"
+        lines.append(f"{row.part:12s} {row.count:11,d}  {trains:6s}  {sizes}  {rate}")
     total, trained = sum(r.count for r in rows), sum(r.count for r in rows if r.learning_rate)
-    lines.append(f"{'total':12s} {total:11,d}  of which {trained:,d} train")
+    held = sum(row.device_bytes for row in rows) / 2**20
+    lines.append(
+        f"{'total':12s} {total:11,d}  of which {trained:,d} train; {held:.1f} MiB on each device"
+    )
     return "\n".join(lines)
+
+
+def _bytes_on_one(leaf: Any) -> int:
+    sharding = getattr(leaf, "sharding", None)
+    shape = sharding.shard_shape(leaf.shape) if sharding else leaf.shape
+    return math.prod(shape) * leaf.dtype.itemsize

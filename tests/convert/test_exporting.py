@@ -190,9 +190,9 @@ def test_greedy_answers_equal_alone_and_padded_on_the_left(greedy):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_greedy_answers_equal_in_transformers_4(greedy, tmp_path):
-    equal_greedy(other_python.transformers_4(tmp_path / "venv"), greedy, "4.57")
+@pytest.mark.timeout(1800)
+def test_greedy_answers_equal_in_transformers_4(greedy, transformers_4):
+    equal_greedy(transformers_4, greedy, "4.57")
 
 
 @pytest.mark.parametrize("mode", ["paper", "released"])

@@ -14,7 +14,7 @@ from sgqlm import config, types
 from sgqlm.decode import generate
 from sgqlm.models import vlm
 from tests import tiny_model
-from tests.convert import exports, other_python
+from tests.convert import exports
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch = pytest.importorskip("torch", reason="the shipped files are written for torch")
@@ -434,15 +434,9 @@ print("equal")
 """
 
 
-@pytest.fixture(scope="module")
-def fresh_python(tmp_path_factory):
-    """Return a Python with transformers 4.57 and torch, and nothing of this project."""
-    return other_python.transformers_4(tmp_path_factory.mktemp("environment") / "venv")
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_transformers_4_gives_the_same_without_this_project(tiny, code, fresh_python, tmp_path):
+@pytest.mark.timeout(1800)
+def test_transformers_4_gives_the_same_without_this_project(tiny, code, transformers_4, tmp_path):
     model, _, _, given = tiny
     cfg = model.config.model
     questions = ["what is left of the ring?", "is it red"]
@@ -475,7 +469,7 @@ def test_transformers_4_gives_the_same_without_this_project(tiny, code, fresh_py
     settings = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     arguments = [str(code.folder), str(tmp_path / "wanted.npz"), str(tmp_path / "again")]
     done = subprocess.run(
-        [fresh_python, "-c", IN_A_FRESH_ENVIRONMENT, *arguments],
+        [transformers_4, "-c", IN_A_FRESH_ENVIRONMENT, *arguments],
         env={**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, **settings},
         cwd=tmp_path,
         capture_output=True,

@@ -19,8 +19,8 @@ from tests import paths, tiny_model
 from tests.convert import other_python
 
 PROGRAM = paths.ROOT / "tests" / "convert" / "read_folder.py"
-# transformers 4 needs an environment of its own: this variable names its interpreter
-TRANSFORMERS_4 = "SGQLM_TRANSFORMERS4_PYTHON"
+# the running transformers, and the older one in an environment of its own
+MAJORS = ["", pytest.param("4", marks=other_python.MARKS)]
 SHAPES = ((48, 64, 3), (64, 43, 3), (33, 35, 3), (35, 33, 3), (28, 28, 3), (4, 50, 3), (97, 101))
 
 
@@ -139,20 +139,20 @@ def check_settings(report, tokenizer):
     }
 
 
-@pytest.mark.parametrize("variable", ["", pytest.param(TRANSFORMERS_4, marks=pytest.mark.slow)])
-def test_a_tokenizer_made_here(variable, tmp_path):
-    python = other_python.having("transformers", variable)
+@pytest.mark.parametrize("major", MAJORS)
+def test_a_tokenizer_made_here(major, python_with, tmp_path):
+    python = python_with(major)
     whole, tokenizer = settings(), tiny_model.words()
     folder = write(tmp_path / "folder", whole, tokenizer)
     check_settings(check(python, folder, whole, tokenizer, tmp_path), tokenizer)
 
 
-@pytest.mark.parametrize("variable", ["", pytest.param(TRANSFORMERS_4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("major", MAJORS)
 @pytest.mark.parametrize(
     "rule", ["4.31", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("4.37", "legacy"))]
 )
-def test_the_tokenizer_of_llama(variable, rule, tmp_path):
-    python = other_python.having("transformers", variable)
+def test_the_tokenizer_of_llama(major, rule, python_with, tmp_path):
+    python = python_with(major)
     model = paths.fixture("llama_tokenizer.model")
     legacy = rule == "legacy"
     tokenizer = tokenizers.load(model, legacy, rule="4.37" if rule == "4.37" else "4.31")

@@ -54,14 +54,12 @@ def test_chat_messages_have_text_and_images_in_their_order():
     ]
 
 
-@pytest.mark.parametrize(
-    "variable", ["", pytest.param(test_llava_folder.TRANSFORMERS_4, marks=pytest.mark.slow)]
-)
-def test_an_export_has_no_differences(folder, variable):
-    report = count(folder, python=other_python.having("transformers", variable))
+@pytest.mark.parametrize("major", test_llava_folder.MAJORS)
+def test_an_export_has_no_differences(folder, major, python_with):
+    report = count(folder, python=python_with(major))
     assert report.examples == ()
     assert (report.total, report.different) == (220, 0)
-    assert report.checked_with.startswith("transformers 4" if variable else "transformers 5")
+    assert report.checked_with.startswith(f"transformers {major or 5}")
 
 
 @pytest.mark.slow

@@ -404,7 +404,7 @@ print(whole, peak() - before)
 def run_measured(script, *arguments):
     """Run a script that prints numbers; `peak()` gives it its memory so far, in MiB."""
     if not pathlib.Path("/proc/self/status").exists():
-        pytest.skip("needs /proc")
+        pytest.skip("the memory of a process is read from /proc, which this system lacks")
     done = subprocess.run(
         [sys.executable, "-c", PEAK + script, *map(str, arguments)],
         cwd=paths.ROOT,

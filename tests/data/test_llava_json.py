@@ -81,7 +81,7 @@ def test_all_faults_in_one_report(folder):
     assert rules["shape"] == ["record shape"]
     assert rules["turns"] == ["turn shape"]
     assert rules["#16"] == ["record shape"]
-    assert rules["#17"] == ["turn shape"]
+    assert rules["#17"] == ["record shape"]
     assert "text" not in rules
     with pytest.raises(errors.SgqlmError, match="faults in the data") as caught:
         llava_json.read(folder / "data.json", folder / "images")

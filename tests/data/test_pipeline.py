@@ -167,6 +167,15 @@ def test_two_hosts_share_the_global_batch(folders, tokenizer):
         _loader(folders, tokenizer, process_count=3)
 
 
+def test_a_host_may_ask_for_any_rows(folders, tokenizer):
+    whole = _loader(folders, tokenizer).batch(3)
+    rows = [3, 0, 2]  # devices need not be in order
+    part = _loader(folders, tokenizer, rows=rows).batch(3)
+    np.testing.assert_array_equal(part.tokens, whole.tokens[rows])
+    np.testing.assert_array_equal(part.images, whole.images[rows])
+    assert part.tokens.shape[1] == whole.tokens.shape[1]
+
+
 def test_every_record_comes_once_a_pass_and_in_another_order(folders, tokenizer):
     loader = _loader(folders[:1], tokenizer, data=_data(buckets=(192,)), batch_size=11)
     plans = [loader._maker.order.step(step).items for step in range(3)]

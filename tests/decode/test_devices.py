@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -6,35 +7,44 @@ import pytest
 
 from tests import paths
 
-SCRIPT = """
-import jax
-from sgqlm import model as model_lib
-from sgqlm.evals import scenes
-from tests import tiny_model
 
-one = tiny_model.make()
-cases = scenes.make_cases(tiny_model.SCENES, count=4)
-rows = [c.image for c in cases], [c.questions[0].text for c in cases], [c.entities for c in cases]
-auto = (jax.sharding.AxisType.Auto,) * 2
-mesh = jax.make_mesh((2, 1), ("data", "tensor"), axis_types=auto)
-whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-two = model_lib.VisionLanguageModel(
-    one.config, jax.device_put(one.params, whole), one.tokenizer
-)
-assert one.generate(*rows, max_new_tokens=4) == two.generate(*rows, max_new_tokens=4)
-assert one.generate(*(r[:1] for r in rows)) == two.generate(*(r[:1] for r in rows))
-"""
-
-
-@pytest.mark.slow
-def test_two_devices_write_what_one_writes():
-    flags = "--xla_force_host_platform_device_count=2"
+@pytest.fixture(scope="module")
+def found():
+    flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-m", "tests.decode.eight_devices"],
         cwd=paths.ROOT,
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_eight_devices_write_what_one_writes(found):
+    whole, single = found["one"]
+    assert len(set(whole)) > 1
+    assert found["many"] == [whole, single]
+
+
+def test_weights_are_divided_over_tensor_only(found):
+    (rows, columns), part = found["kernel"]
+    assert part == [rows, columns // 2]
+
+
+def test_a_model_is_loaded_onto_a_mesh(found):
+    rows, columns = found["kernel"][0]
+    assert found["loaded"] == [found["layers"], rows, columns // 2]
+    assert found["same"]
+
+
+def test_no_weight_is_gathered_for_a_token(found):
+    (rows, columns), _ = found["kernel"]
+    assert set(found["decode"]) == {"all-reduce"}
+    count, elements = found["decode"]["all-reduce"]
+    assert count == 1 + 2 * found["layers"]  # of the embedded token, then after o and down
+    assert elements == count * columns  # one row a device
+    _, training = found["training"]["all-gather"]
+    assert training > 2 * rows * columns  # on the training mesh the same step gathers weights

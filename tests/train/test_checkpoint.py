@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -91,17 +92,45 @@ def test_what_is_half_written_is_not_a_checkpoint(tmp_path):
     assert not aside.exists()
 
 
-def test_a_failed_save_leaves_the_older_one(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_older_one(tmp_path):
     write(tmp_path, 1)
-
-    def full(path, data):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(errors.SgqlmError, match="could not be written") as caught:
-        write(tmp_path, 2)
+    noise = np.random.default_rng(0).normal(size=(300, 300))  # nothing a disk could compress
+    large = {"graph": {"out": {"kernel": jnp.asarray(noise, jnp.float32)}}}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(errors.SgqlmError, match="00-toy-0000002 could not be") as caught:
+            checkpoint.save(tmp_path, meta(2), large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.code == errors.RESOURCES
-    assert [p.name for p in checkpoint.find(tmp_path)] == ["00-toy-0000001"]
+    assert "File too large" in caught.value.why
+    assert "it has 0.4 MB and" in caught.value.why
+    assert [p.name for p in tmp_path.iterdir()] == ["00-toy-0000001"]
+
+
+def test_another_dtype_is_refused_not_cast(tmp_path):
+    params = toys.params()
+    opt = {"m": params["projector"], "count": jnp.asarray(3, jnp.int32)}
+    folder = checkpoint.save(tmp_path, meta(), params, opt=opt)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def target(kind):
+        fields = {"dtype": kind, "sharding": one}
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, **fields), opt["m"])
+
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=one)
+    with pytest.raises(errors.SgqlmError, match="another dtype") as caught:
+        checkpoint.load_opt(folder, {"m": target(jnp.bfloat16), "count": count})
+    assert caught.value.code == errors.CHECKPOINT
+    assert caught.value.where.endswith("opt: m/fc1/bias")
+    assert caught.value.why == "float32 is stored, bfloat16 is wanted"
+    tree = json.loads((folder / "meta.json").read_text())
+    tree["leaves"]["graph/out/kernel"][0] = "float16"
+    (folder / "meta.json").write_text(json.dumps(tree))
+    with pytest.raises(errors.SgqlmError, match="another dtype") as caught:
+        checkpoint.load_params(folder)
+    assert caught.value.where.endswith("params: graph/out/kernel")
 
 
 def test_no_checkpoint(tmp_path):

@@ -39,20 +39,49 @@ def as_leaves(params):
     return {path: leaves.of_array(np.asarray(leaf)) for path, leaf in flat.items()}
 
 
-def test_a_base_gives_its_parts_and_new_parts_stay_fresh():
-    base = tree(0, "vision", "llm")
-    fresh = tree(1, "vision", "vision_lora", "llm", "graph")
-    merged, taken = start.graft(as_leaves(base), fresh, where="base")
-    assert taken == {"vision/cls", "vision/pos/embedding", "llm/norm/scale"}
-    assert toys.same(merged["vision"]["cls"], base["vision"]["cls"])
-    assert toys.same(merged["graph"], fresh["graph"])
-    assert toys.same(merged["vision"]["blocks"], fresh["vision"]["blocks"])
+@pytest.fixture(scope="module")
+def grafted():
+    """A base of half precision without the graph, and what a model with one makes of it."""
+    settings = micro.settings(micro.stage("a", 1, "llm"), init="there")
+    shapes = traverse_util.flatten_dict(vlm.param_shapes(settings.model), sep="/")
+    rng = np.random.default_rng(0)
+    base = {
+        path: leaves.of_array(rng.normal(size=leaf.shape).astype(np.float16))
+        for path, leaf in shapes.items()
+        if not path.startswith("graph/")
+    }
+    return base, settings, shapes, start.graft(base, settings, toys.mesh())
 
 
-def test_the_dtype_of_the_base_stays():
-    base = jax.tree.map(lambda x: np.asarray(x, np.float16), tree(0, "llm"))
-    merged, _ = start.graft(as_leaves(base), tree(1, "llm", "graph"), where="base")
-    assert merged["llm"]["norm"]["scale"].dtype == np.float16
+def test_a_base_gives_its_parts_and_new_parts_are_fresh(grafted):
+    base, settings, shapes, merged = grafted
+    flat = traverse_util.flatten_dict(merged, sep="/")
+    assert list(flat) == list(shapes)
+    for path, leaf in flat.items():
+        if path in base:
+            assert leaf.dtype == np.float16  # the base's own
+            np.testing.assert_array_equal(leaf, base[path].load())
+    whole = start.init_params(settings.model, 0, toys.mesh())
+    jax.tree.map(  # two programs round apart
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        merged["graph"],
+        whole["graph"],
+    )
+
+
+def test_what_the_base_has_is_not_made_afresh(grafted):
+    base, settings, shapes, _ = grafted
+    key = jax.random.key(0)
+    sizes = []
+    for without in ((), frozenset(base)):
+        program, places = start.init_program(settings.model, toys.mesh(), without=without)
+        assert set(places) == set(shapes) - set(without)
+        analysis = program.lower(key).compile().memory_analysis()
+        sizes.append((analysis.output_size_in_bytes, analysis.temp_size_in_bytes))
+    fresh = sum(leaf.size * 4 for path, leaf in shapes.items() if path not in base)
+    assert fresh <= sizes[1][0] < fresh + 16 * len(shapes)  # and the table of the outputs
+    assert sizes[1][1] <= sizes[0][1]
+    assert start.init_params(settings.model, 0, toys.mesh(), without=frozenset(shapes)) == {}
 
 
 @pytest.mark.parametrize(
@@ -64,8 +93,9 @@ def test_the_dtype_of_the_base_stays():
     ],
 )
 def test_a_base_that_does_not_fit(base, message):
+    shapes = traverse_util.flatten_dict(tree(1, "vision", "llm"), sep="/")
     with pytest.raises(errors.SgqlmError, match="the base does not fit") as caught:
-        start.graft(as_leaves(base), tree(1, "vision", "llm"), where="there")
+        start.check_base(as_leaves(base), shapes, where="there")
     assert message in caught.value.why
     assert (caught.value.where, caught.value.code) == ("there", errors.CHECKPOINT)
 

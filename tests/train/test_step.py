@@ -126,6 +126,25 @@ def test_clipping_counts_the_trainable_part_only():
     assert float(update({"projector": 1e-2})) < float(whole)
 
 
+def test_the_table_tells_what_lies_on_one_device():
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"), axis_types=axes)
+    places = {"kernel": ("fsdp",), "bias": ()}
+    leaves = {
+        name: jax.ShapeDtypeStruct(
+            (8, 4)[: 2 - len(name) % 2],
+            jnp.bfloat16,
+            sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)),
+        )
+        for name, axes in places.items()
+    }
+    rows = state.part_table({"projector": {"fc1": leaves}}, {"projector": 1.0})
+    sizes = {name: 2 * leaf.size for name, leaf in leaves.items()}
+    assert rows[0].bytes == sum(sizes.values())
+    assert rows[0].device_bytes == sizes["kernel"] // 4 + sizes["bias"]
+    assert "MiB on each device" in state.format_table(rows)
+
+
 def test_masters_are_float32():
     tree = jax.tree.map(lambda x: x.astype(jnp.bfloat16), toys.params())
     trainable, frozen = state.split(tree, {"projector"})
