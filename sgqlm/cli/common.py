@@ -98,6 +98,8 @@ def force_host_devices(settings: config.Config) -> None:
     count = 1
     for size in settings.train.mesh.values():
         count *= size
+    processes = os.environ.get("JAX_NUM_PROCESSES", "1")  # each of them shows its own share
+    count //= max(int(processes), 1) if processes.isdecimal() else 1
     flags = os.environ.get("XLA_FLAGS", "")
     if count > 1 and "xla_force_host_platform_device_count" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()

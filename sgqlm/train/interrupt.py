@@ -42,6 +42,7 @@ class Interrupt:
         self._is_held, self._is_alone, self._asked = False, True, 0
         self._previous: dict[int, Any] = {}
         self._pipe = (-1, -1)
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
 
     def __enter__(self):
         """Install the handlers."""
@@ -54,7 +55,7 @@ class Interrupt:
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, kind, *exc_info):
@@ -65,6 +66,7 @@ class Interrupt:
             self._previous = {}
             signal.set_wakeup_fd(-1)
             os.close(self._pipe[1])  # ends the thread
+            self._thread.join()
         if kind is not None and issubclass(kind, Stopped):
             raise self.error() from None
 

@@ -227,7 +227,10 @@ def _refuse_changes(saved: config.Config, settings: config.Config, meta, folder)
         train = {k: v for k, v in tree["train"].items() if k not in _FREE}
         rows = {row["name"]: row for row in tree["train"]["stages"]}
         stage = {} if meta.is_final else {"stage": rows.get(meta.stage)}
-        data = {k: v for k, v in tree["data"].items() if k not in ("num_workers", "num_threads")}
+        for source in [s for row in rows.values() for s in row["sources"]] + [tree["scenes"]]:
+            source.pop("path")  # data may move; their content is compared by its digest
+        loading = ("num_workers", "num_threads", "cache_images")
+        data = {k: v for k, v in tree["data"].items() if k not in loading}
         same = {name: tree[name] for name in ("model", "text", "scenes")}
         same["model"] = {k: v for k, v in tree["model"].items() if k != "attention"}
         return {**same, "data": data, "train": train, **stage}

@@ -141,3 +141,10 @@ def test_host_devices(monkeypatch, mesh, flags, expected):
     monkeypatch.setenv("XLA_FLAGS", flags)
     common.force_host_devices(config.Config(train=config.TrainConfig(mesh=mesh)))
     assert common.os.environ["XLA_FLAGS"] == (flags if expected is None else expected)
+
+
+def test_host_devices_are_shared_by_the_processes(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    common.force_host_devices(config.Config(train=config.TrainConfig(mesh={"data": 8})))
+    assert common.os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=4"

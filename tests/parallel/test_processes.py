@@ -1,5 +1,6 @@
 """Two processes with four CPU devices each, joined on localhost, make one run."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -20,9 +21,11 @@ STEPS = 30
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
-def settings_file(folder, workdir):
+def settings_file(folder, workdir, scenes):
     row = micro.stage("align", STEPS, "projector", batch_size=8, learning_rates={"projector": 1e-3})
     settings = micro.settings(row, mesh=MESH, workdir=str(workdir))
+    placed = dataclasses.replace(settings.scenes, path=str(scenes))
+    settings = dataclasses.replace(settings, scenes=placed)
     common.write_config(settings, folder / f"{workdir.name}.json")
     return f"--config={folder / f'{workdir.name}.json'}"
 
@@ -63,7 +66,7 @@ def seen(logs, tmp_path_factory):
 def stopped(logs, tmp_path_factory):
     """Train in two processes, send SIGTERM to the second, and return its work directory."""
     workdir = tmp_path_factory.mktemp("run") / "two"
-    config = settings_file(logs, workdir)
+    config = settings_file(logs, workdir, logs / "scenes")
     started = launching.start(["sgqlm", "train", config], logs / "first")
     limit = time.monotonic() + 400
     while all(p.poll() is None for p in started) and time.monotonic() < limit:
@@ -133,9 +136,11 @@ def test_a_signal_to_one_process_stops_both_at_one_step(stopped, logs):
 @pytest.mark.timeout(1800)
 def test_two_processes_end_where_one_does(stopped, logs, tmp_path):
     workdir, copy = stopped
-    started = launching.start(["sgqlm", "train", settings_file(logs, workdir)], logs / "second")
+    started = launching.start(
+        ["sgqlm", "train", settings_file(logs, workdir, logs / "scenes")], logs / "second"
+    )
     assert launching.finish(started) == [0, 0], errors_of(logs / "second")
-    config = settings_file(tmp_path, tmp_path / "one")
+    config = settings_file(tmp_path, tmp_path / "one", logs / "scenes")
     started = launching.start(["sgqlm", "train", config], logs / "one", count=1)
     assert launching.finish(started) == [0], (logs / "one" / "0.err").read_text()[-2000:]
     one, two = steps_of(tmp_path / "one"), steps_of(workdir)
@@ -145,7 +150,7 @@ def test_two_processes_end_where_one_does(stopped, logs, tmp_path):
         assert values["samples"] == two[step]["samples"] == 8
     same(params_of(workdir), params_of(tmp_path / "one"))
     # what two processes saved goes on in one
-    config = settings_file(tmp_path, copy)
+    config = settings_file(tmp_path, copy, logs / "scenes")
     started = launching.start(["sgqlm", "train", config], logs / "alone", count=1)
     assert launching.finish(started) == [0], (logs / "alone" / "0.err").read_text()[-2000:]
     assert "resuming" in (logs / "alone" / "0.err").read_text()

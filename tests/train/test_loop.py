@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -112,6 +113,14 @@ def test_a_finished_run_is_not_done_again(plan, whole, capsys):
     workdir, result = whole
     again = loop.run(plan, workdir)
     assert toys.same(again.params, result.params)
+    assert "instruct: done before" in capsys.readouterr().err
+
+
+def test_data_may_move(plan, whole, tmp_path, capsys):
+    moved = shutil.copytree(plan.scenes.path, tmp_path / "scenes")
+    scenes = dataclasses.replace(plan.scenes, path=str(moved))
+    again = loop.run(dataclasses.replace(plan, scenes=scenes), whole[0])
+    assert toys.same(again.params, whole[1].params)
     assert "instruct: done before" in capsys.readouterr().err
 
 

@@ -59,6 +59,28 @@ def test_a_signal_saves_and_the_resumed_run_is_bit_identical(tmp_path, number, c
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_signal_ends_an_evaluation(tmp_path):
+    settings, drawn = config.TrainConfig(eval_every=3, log_every=1), []
+
+    def validation():
+        for index in range(50):
+            drawn.append(index)
+            if index == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield toys.batch(100 + index)
+
+    options = {"train": settings, "validation": validation}
+    with pytest.raises(errors.SgqlmError) as caught:
+        train(tmp_path / "cut", **options)
+    assert caught.value.code == errors.PREEMPTED
+    assert len(drawn) < 10
+    assert metrics.read(tmp_path / "cut", "eval") == {}
+    resumed = resume(tmp_path / "cut")
+    assert resumed.step == 4
+    whole = train(tmp_path / "whole", train=config.TrainConfig())
+    assert toys.same(whole, train(tmp_path / "cut", resumed=resumed))
+
+
 def test_saving_every_few_steps_does_not_change_the_result(tmp_path):
     whole = train(tmp_path / "whole")
     settings = config.TrainConfig(save_every=2, eval_every=2, log_every=1)
