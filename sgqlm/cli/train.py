@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 from collections.abc import Sequence
 
 from sgqlm import config, errors
@@ -37,10 +38,12 @@ def run(argv: Sequence[str]) -> int:
     settings, rest = common.load_config(argv)
     common.refuse_rest(rest)
     before = signal.signal(signal.SIGTERM, _stop)  # until the run has its own handler
+    hook, sys.unraisablehook = sys.unraisablehook, _tell_unraisable
     try:
         return _train(settings)
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
 
 
 def _train(settings: config.Config) -> int:
@@ -58,6 +61,12 @@ def _train(settings: config.Config) -> int:
         print(f"{name}: {stage['steps']} steps, {losses}")
     print(f"checkpoint: {result.checkpoint}")
     return errors.OK
+
+
+def _tell_unraisable(unraisable):
+    # after a write that failed, orbax leaves the others of a checkpoint to a loop that is closed
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _stop(number, frame):

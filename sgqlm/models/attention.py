@@ -78,6 +78,16 @@ def platform() -> str:
     return "gpu" if found in ("cuda", "rocm") else found
 
 
+def fits_mesh(batch: int, heads: int) -> bool:
+    """Return whether rows and heads divide over the current mesh."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    parts = [
+        functools.reduce(lambda n, axis: n * sizes.get(axis, 1), rules.LOGICAL[name], 1)
+        for name in ("batch", "heads")
+    ]
+    return batch % parts[0] == 0 and heads % parts[1] == 0
+
+
 def attend(
     q: Float[types.Array, "B T N F"],
     k: Float[types.Array, "B S M F"],
@@ -110,7 +120,7 @@ def attend(
         dtype=str(q.dtype),
         length=q.shape[1],
         head_dim=q.shape[-1],
-        batch_fits=_fits_mesh(q.shape[0], k.shape[2]),
+        batch_fits=fits_mesh(q.shape[0], k.shape[2]),
     )
     q, k, v = (checkpoint_name(x, name) for x, name in zip((q, k, v), SAVED, strict=False))
     programs = {"xla": _xla, "cudnn": _cudnn, "splash": splash}
@@ -225,15 +235,6 @@ def _lacks_splash(platform: str, length: int, head_dim: int, batch_fits: bool) -
     if length < _SPLASH_SHORTEST:
         return f"below {_SPLASH_SHORTEST} positions plain XLA is taken"
     return "" if batch_fits else "rows or heads do not divide over the mesh"
-
-
-def _fits_mesh(batch: int, heads: int) -> bool:
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    parts = [
-        functools.reduce(lambda n, axis: n * sizes.get(axis, 1), rules.LOGICAL[name], 1)
-        for name in ("batch", "heads")
-    ]
-    return batch % parts[0] == 0 and heads % parts[1] == 0
 
 
 def attend_cache(

@@ -1,5 +1,6 @@
 """The whole model: image, prototypes, scene graph and text in one sequence."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import numpy as np
 
 from sgqlm import config, types
 from sgqlm.models import (
+    attention,
     clip_vit,
     functional,
     llama,
@@ -38,8 +40,7 @@ class Vlm(nn.Module):
     def setup(self):
         """Declare the parts that the configuration turns on."""
         cfg = self.config
-        # a program for long causal sequences need not fit the tower: there it is a wish
-        tower = "xla" if cfg.attention == "xla" else "auto"
+        tower = _tower_program(cfg)
         self.vision = clip_vit.ClipViT(cfg.vision, cfg.vision_lora, self.remat, tower)
         self.projector = projector.Projector(cfg.projector, cfg.llm.width)
         self.llm = llama.Llama(cfg.llm, cfg.llm_lora, self.remat, cfg.attention)
@@ -251,6 +252,40 @@ def forward(
     return _apply(params, cfg, "__call__", dropout_key, batch, features, remat=remat)
 
 
+def attention_programs(
+    cfg: config.ModelConfig, lengths: Iterable[int], *, rows: int
+) -> dict[str, list[attention.Choice]]:
+    """Return which attention a training step of the current mesh takes, without running it.
+
+    Args:
+        cfg: the model.
+        lengths: of the batches.
+        rows: of a (micro-)batch over all devices.
+
+    Returns:
+        `language model` and `tower`, each with its choices, one for each length.
+
+    Raises:
+        SgqlmError: the program that the configuration wants cannot run here.
+    """
+    llm, tower = cfg.llm, cfg.vision
+
+    def choose(wanted, length, head_dim, heads):
+        return attention.choose(
+            wanted,
+            platform=attention.platform(),
+            dtype=cfg.compute_dtype,
+            length=length,
+            head_dim=head_dim,
+            batch_fits=attention.fits_mesh(rows, heads),
+        )
+
+    texts = [choose(cfg.attention, n, llm.head_dim, llm.num_kv_heads) for n in lengths]
+    width = tower.width // tower.num_heads
+    image = choose(_tower_program(cfg), tower.num_patches + 1, width, tower.num_heads)
+    return {"language model": texts, "tower": [image]}
+
+
 def head(params, cfg: config.ModelConfig, hidden):
     """Map hidden states float[..., H] to float32 logits[..., V]."""
     return llama.head(params["llm"], cfg.llm, hidden)
@@ -259,6 +294,11 @@ def head(params, cfg: config.ModelConfig, hidden):
 def head_kernel(params, cfg: config.ModelConfig):
     """Return the matrix of the output head float[H, V], gathered over fsdp."""
     return llama.head_kernel(params["llm"], cfg.llm)
+
+
+def _tower_program(cfg: config.ModelConfig) -> str:
+    # a program for long causal sequences need not fit the tower: there it is a wish
+    return "xla" if cfg.attention == "xla" else "auto"
 
 
 def _apply(params, cfg, method, dropout_key, *args, remat="none") -> Any:

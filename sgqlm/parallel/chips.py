@@ -48,6 +48,21 @@ CHIPS = {
     )
 }
 
+# part of a device's kind -> chip; the first that occurs counts
+_KINDS = (
+    ("v6 lite", "v6e"),
+    ("v6e", "v6e"),
+    ("v5 lite", "v5e"),
+    ("v5e", "v5e"),
+    ("tpu v5", "v5p"),
+    ("tpu v4", "v4"),
+    ("h200", "h200"),
+    ("h100", "h100"),
+    ("a100-pcie-40", "a100-40"),
+    ("a100-sxm4-40", "a100-40"),
+    ("a100", "a100-80"),
+)
+
 # chip -> dimensions of a slice, cores that its accelerator type counts a chip, prefix of the type
 _SLICES = {
     "v4": (3, 2, "v4"),
@@ -100,6 +115,15 @@ def get(name: str) -> Chip:
             f"unknown chip {name!r}", where="--chip", fix=nearest(name, CHIPS, "--chip ")
         )
     return CHIPS[name]
+
+
+def of_device(kind: str) -> Chip | None:
+    """Return the chip of a device, by what jax calls its kind; None if it is not in the table.
+
+    Example: `TPU v5 lite` is v5e, `NVIDIA H100 80GB HBM3` is h100.
+    """
+    words = kind.lower()
+    return next((CHIPS[name] for part, name in _KINDS if part in words), None)
 
 
 def topology(text: str) -> Topology:

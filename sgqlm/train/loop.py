@@ -34,6 +34,7 @@ from sgqlm.train import (
     start,
     state,
     step,
+    throughput,
     writing,
 )
 from sgqlm.train import crash as crash_lib
@@ -173,6 +174,7 @@ class _Runner:
         table = state.part_table(self._params, stage.learning_rates)
         self._print(f"\nstage {stage.name}: {job.num_steps} steps of {stage.batch_size} samples")
         self._print(state.format_table(table))
+        self._print(_attention(stage, self._settings))
         self._log.write("set_up", stage.name, 0, {"seconds": time.monotonic() - began})
         self._trained |= set(stage.learning_rates)
         self._params = stage_loop.run_stage(self._run, job, self._params, resumed=resumed)
@@ -188,6 +190,7 @@ class _Runner:
         self._data = feed.digest(stage, loader, tokenizer)
         cache = self._cache(stage, loader) if stage.cache_features else None
         labels = self._labels(stage, loader)
+        model = stages.program_model(stage, settings.model, self._known())
         open_from = functools.partial(
             feed.open_loader,
             settings,
@@ -206,6 +209,13 @@ class _Runner:
             validation=self._validation(stage),
             cache=cache,
             records=loader.records,
+            rates=throughput.meter(
+                stage,
+                model,
+                device_kind=self._mesh.devices.flat[0].device_kind,
+                num_devices=self._mesh.size,
+                is_cached=cache is not None,
+            ),
         )
 
     def _digest(self, stage: config.StageConfig) -> str:
@@ -361,6 +371,20 @@ def make_loss(
         return region_text.region_loss(params, model, batch, key=key, pair_weight=weight)
 
     return {"lm": lm, "region_text": regions}[stage.objective]
+
+
+def _attention(stage: config.StageConfig, settings: config.Config) -> str:
+    """Say which attention the stage takes, and why; a wish that cannot be met is an error."""
+    found = vlm.attention_programs(
+        settings.model,
+        stage.buckets or settings.data.buckets,
+        rows=stage.batch_size // stage.accumulation,
+    )
+    parts = []
+    for part, choices in found.items():
+        about = {choice.name: choice.reason for choice in choices}  # the longest of each
+        parts += [f"{part} {name} ({reason})" for name, reason in about.items()]
+    return "attention: " + "; ".join(parts)
 
 
 def summary(workdir: str | os.PathLike) -> dict[str, dict[str, Any]]:

@@ -48,7 +48,8 @@ def lm_loss(
         "answer_loss": _mean(losses, is_answer & is_used),
         "question_loss": _mean(losses, is_question & is_used),
         "answer_accuracy": _mean(hits, is_answer & is_used),
-        "tokens": batch.lengths.sum(),
+        "tokens": jnp.where(batch.row >= 0, batch.lengths, 0).sum(),
+        "labelled": is_used.sum(),
         "samples": (batch.row >= 0).sum(),
         "dummies": (batch.row < 0).sum(),
     }

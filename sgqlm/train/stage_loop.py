@@ -20,6 +20,7 @@ from sgqlm.train import (
     progress,
     stages,
     step,
+    throughput,
 )
 
 MAX_KEPT = 8  # batches of the steps that ended a run
@@ -72,6 +73,8 @@ class Job(NamedTuple):
     validation: Callable[[], Iterable[types.Batch]] | None = None
     cache: features.Cache | None = None  # features in place of the batches' images
     records: Callable[[int], list[str]] | None = None  # step -> names of its global batch
+    # figures of some steps and their seconds -> rates, see `throughput.meter`
+    rates: Callable[[list[dict[str, float]], float], dict[str, float]] | None = None
 
 
 class Crash(NamedTuple):
@@ -282,12 +285,16 @@ class _StageLoop:
         values |= {"samples_per_second": speed, "data_wait_seconds": self._waited, **rates}
         values |= {"compile_seconds": self._compiled, "step_seconds": ran - self._waited}
         values["skipped"] = self._window[-1]["skipped"]
+        found = self._job.rates(self._window, ran) if self._job.rates else {}
+        values |= found
         self._run.writer.write("train", stage.name, done, values)
-        if not self._is_warned and (found := health.warning(values)):
+        if not self._is_warned and (fault := health.warning(values)):
             self._is_warned = True
-            self._progress.print(f"WARNING: {stage.name} step {done}: {found}")
+            self._progress.print(f"WARNING: {stage.name} step {done}: {fault}")
         rate = max(rates.values())
-        note = f"loss {values['loss']:.4f} lr {rate:.2e} {speed:.1f} samples/s"
+        note = (
+            f"loss {values['loss']:.4f} lr {rate:.2e} {speed:.1f} samples/s{throughput.note(found)}"
+        )
         self._progress.update(done, note)
         self._open_window()
 

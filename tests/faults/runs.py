@@ -46,11 +46,17 @@ class Process:
     """`sgqlm train` in a process of its own; what it prints goes to a file."""
 
     def __init__(
-        self, plan: str, workdir: pathlib.Path, *words: str, devices: int = 1, **environment: str
+        self,
+        plan: str,
+        workdir: pathlib.Path,
+        *words: str,
+        devices: int = 1,
+        output: pathlib.Path | None = None,
+        **environment: str,
     ):
         flags = f"--xla_force_host_platform_device_count={devices}"
         command = [sys.executable, "-m", "sgqlm", "train", plan]
-        self.output = workdir.with_name(f"{workdir.name}-{time.monotonic_ns()}.txt")
+        self.output = output or workdir.with_name(f"{workdir.name}-{time.monotonic_ns()}.txt")
         self.workdir = workdir
         with self.output.open("w") as stream:
             self.process = subprocess.Popen(

@@ -5,6 +5,7 @@ The work directories are real ones; nothing of the program is replaced.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 
 from sgqlm import errors
-from sgqlm.cli import common, main
+from sgqlm.cli import main
 from sgqlm.convert import manifest
-from sgqlm.train import checkpoint, crash, loop, metrics, replay, stage_loop
+from sgqlm.train import checkpoint, crash, metrics, replay
 from tests.faults import runs
 
 
@@ -88,26 +89,24 @@ def fill(folder):
             return
 
 
-@pytest.mark.parametrize("is_async", [True, False])
-def test_a_disk_that_fills_up(plan, whole, small_disk, is_async):
+def test_a_disk_that_fills_up(plan, whole, small_disk, tmp_path):
     folder = small_disk / "run"
-    words = [plan, f"--config.train.async_save={is_async}", "--config.train.keep=2"]
-    settings, _ = common.load_config(words)
-
-    def on_step(info):
-        if info.step > 50 and runs.names(folder) and not (small_disk / "filler").exists():
-            fill(small_disk)
-
-    with pytest.raises(errors.SgqlmError, match=r"00-align-\d+ could not be written") as caught:
-        loop.run(settings, folder, hooks=stage_loop.Hooks(on_step=on_step))
-    assert caught.value.code == errors.RESOURCES
-    assert "No space left on device" in caught.value.why
-    assert "are free" in caught.value.why
-    assert runs.names(folder) == ["00-align-0000040"]
-    assert checkpoint.verify(folder / "checkpoints" / "00-align-0000040") == []
-    assert not list((folder / "checkpoints").glob(".writing-*"))
+    words = ("--config.train.keep=2", "--config.train.save_every=10")
+    process = runs.Process(plan, folder, *words, output=tmp_path / "output.txt")
+    process.until(lambda: runs.names(folder), "a checkpoint")
+    fill(small_disk)
+    assert process.end() == errors.RESOURCES, process.text
+    (told,) = re.findall(r"error: the checkpoint 00-align-\d+ could not be written", process.text)
+    assert "No space left on device" in process.text
+    assert " are free" in process.text
+    assert "Traceback" not in process.text
+    kept = runs.names(folder)
+    assert kept
+    assert not any(name in told for name in kept)
+    assert all(not checkpoint.verify(found) for found in checkpoint.find(folder))
     (small_disk / "filler").unlink()
     assert train(plan, folder, "--config.train.keep=1") == errors.OK
+    assert not list((folder / "checkpoints").glob(".writing-*"))
     assert runs.same(whole, folder)
 
 

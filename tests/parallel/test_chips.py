@@ -63,3 +63,24 @@ def test_price_tables_that_cannot_be_used(text, tmp_path):
         chips.read_prices(file)
     with pytest.raises(errors.SgqlmError, match="cannot be used"):
         chips.read_prices(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v4", "v4"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80"),
+    ],
+)
+def test_devices_are_known_by_their_kind(kind, name):
+    assert chips.of_device(kind).name == name
+
+
+def test_other_devices_are_not_known():
+    assert chips.of_device("cpu") is None
