@@ -66,6 +66,7 @@ def test_a_busy_process_leaves_by_itself():
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout.readline() == "busy\n"
+        time.sleep(1.0)  # by now it is inside the product, which takes many seconds
         process.terminate()
         _, told = process.communicate(timeout=100)
     assert process.returncode == errors.PREEMPTED
