@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # compiling is most of the time of these tests: a second run takes a quarter of the first
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # a third less time to compile
 
 # Annotations, shapes included, are checked at every call in the tests. `text` and `data` are left
 # out: they take what users give and refuse it themselves, and tests give them wrong types.
@@ -21,6 +22,18 @@ _NAMES = {path.stem for path in (ROOT / "sgqlm").iterdir() if path.stem[0] not i
 _HOOK = jaxtyping.install_import_hook(
     [f"sgqlm.{name}" for name in sorted(_NAMES - _UNCHECKED)], "beartype.beartype"
 )
+
+
+@pytest.fixture(autouse=True)
+def same_devices():
+    """Undo what a verb sets for its own process: the processes of later tests would inherit it."""
+    before = {name: os.environ.get(name) for name in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def pytest_collection_modifyitems(items):
