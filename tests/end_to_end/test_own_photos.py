@@ -67,6 +67,7 @@ def learn_and_measure(file, images, folder, *settings):
     return json.loads(pathlib.Path(figures).read_text())
 
 
+@pytest.mark.slow
 def test_drawn_pictures_are_told_apart(tmp_path, capsys):
     file = write_photographs(tmp_path / "photos")
     found = learn_and_measure(file, tmp_path / "photos" / "images", tmp_path, *SMALL)

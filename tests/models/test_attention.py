@@ -86,8 +86,7 @@ def test_a_program_that_cannot_run_is_refused(wanted, platform, why):
     assert why in caught.value.why
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("length", [256, 384])
+@pytest.mark.parametrize(("groups", "length"), [(1, 256), (2, 384)])
 def test_splash_equals_xla_with_its_gradients(groups, length):
     q, k, v = map(jnp.asarray, draw((1, length, 2, 128), *[(1, length, groups, 128)] * 2))
     weight = draw((1, length, 2, 128), seed=1)[0]
