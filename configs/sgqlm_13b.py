@@ -1,14 +1,54 @@
-"""sgqlm with Vicuna-13B: the recipe of sgqlm_7b.py with the larger language model.
+"""sgqlm with Vicuna-13B: prototypes, scene graph and self-questioning in one model.
 
 `sgqlm train --config=configs/sgqlm_13b.py:DATA`. DATA is the folder of the base and of the data
-sets named there; docs/laptop_to_slice.md says what lies in it.
+sets named below; docs/laptop_to_slice.md says what lies in it.
 """
 
+import dataclasses
+import pathlib
+
 import ml_collections
-import sgqlm_7b
+
+from sgqlm import config as config_lib
+from sgqlm.models import presets
+from sgqlm.train import stages
+
+# Folders of relations as conversations: LLaVA-SG names the collections, not how they become text.
+_RELATIONS = ("visual_genome_relations", "open_images_relations", "grit_relations")
 
 
 def get_config(arg: str = "datasets") -> ml_collections.ConfigDict:
     """Return the configuration; `arg` is the folder of the base and of the data sets."""
-    # 4 chips of 32 GB hold a step in micro-batches of 32
-    return sgqlm_7b.recipe("13b", arg, accumulation=lambda batch_size: batch_size // 32)
+    folder = pathlib.Path(arg)
+
+    def stage(name: str, *sets: str, entities: str = "") -> config_lib.StageConfig:
+        sources = tuple(
+            config_lib.SourceConfig(name=s, path=str(folder / s), entities=entities) for s in sets
+        )
+        # batch sizes, learning rates and what trains are those of the stage table
+        row = stages.preset("sgqlm", name)
+        # `accumulation` and `remat` do not change the result: 4 chips of 32 GB hold the step
+        return dataclasses.replace(row, sources=sources, accumulation=row.batch_size // 32)
+
+    model = presets.get("vicuna_13b")
+    config = config_lib.Config(
+        model=model,
+        text=config_lib.TextConfig(template="v1_sq"),
+        # image and graph tokens count; longer conversations are cut, as at LLaVA's 2048
+        data=config_lib.DataConfig(buckets=(640, 768, 1024, 1536, 2048), num_threads=8),
+        train=config_lib.TrainConfig(
+            workdir="runs/sgqlm_13b",
+            # written by `sgqlm import llama VICUNA --clip CLIP --out DATA/vicuna_13b`
+            init=str(folder / "vicuna_13b"),
+            stages=(
+                # the graph is not trained yet, so it stays out
+                stage("align", "llava_pretrain_558k", entities="none"),
+                stage("graph", *_RELATIONS),
+                stage("instruct", "llava_v1_5_mix665k"),
+            ),
+            remat="full",
+            save_every=500,
+            spike_factor=10.0,  # of sgqlm, not of the papers
+        ),
+    )
+    return ml_collections.ConfigDict(config_lib.to_dict(config))

@@ -6,7 +6,6 @@ sets named below; docs/laptop_to_slice.md says what lies in it.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
 
 import ml_collections
 
@@ -20,22 +19,7 @@ _RELATIONS = ("visual_genome_relations", "open_images_relations", "grit_relation
 
 def get_config(arg: str = "datasets") -> ml_collections.ConfigDict:
     """Return the configuration; `arg` is the folder of the base and of the data sets."""
-    # 16 chips of 16 GB hold a step in 4 micro-batches
-    return recipe("7b", arg, accumulation=lambda batch_size: 4)
-
-
-def recipe(
-    size: str, data: str, *, accumulation: Callable[[int], int]
-) -> ml_collections.ConfigDict:
-    """Return the configuration of one size of Vicuna.
-
-    Args:
-        size: `7b` or `13b`.
-        data: the folder of the base and of the data sets.
-        accumulation: batch size -> micro-batches of a step, which do not change the result, nor
-            does `remat`.
-    """
-    folder = pathlib.Path(data)
+    folder = pathlib.Path(arg)
 
     def stage(name: str, *sets: str, entities: str = "") -> config_lib.StageConfig:
         sources = tuple(
@@ -43,19 +27,19 @@ def recipe(
         )
         # batch sizes, learning rates and what trains are those of the stage table
         row = stages.preset("sgqlm", name)
-        parts = accumulation(row.batch_size)
-        return dataclasses.replace(row, sources=sources, accumulation=parts)
+        # `accumulation` and `remat` do not change the result: 16 chips of 16 GB hold the step
+        return dataclasses.replace(row, sources=sources, accumulation=4)
 
-    model = presets.get(f"vicuna_{size}")
+    model = presets.get("vicuna_7b")
     config = config_lib.Config(
         model=model,
         text=config_lib.TextConfig(template="v1_sq"),
         # image and graph tokens count; longer conversations are cut, as at LLaVA's 2048
         data=config_lib.DataConfig(buckets=(640, 768, 1024, 1536, 2048), num_threads=8),
         train=config_lib.TrainConfig(
-            workdir=f"runs/sgqlm_{size}",
-            # written by `sgqlm import llama VICUNA --clip CLIP --out DATA/vicuna_<size>`
-            init=str(folder / f"vicuna_{size}"),
+            workdir="runs/sgqlm_7b",
+            # written by `sgqlm import llama VICUNA --clip CLIP --out DATA/vicuna_7b`
+            init=str(folder / "vicuna_7b"),
             stages=(
                 # the graph is not trained yet, so it stays out
                 stage("align", "llava_pretrain_558k", entities="none"),
