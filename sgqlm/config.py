@@ -183,6 +183,7 @@ class DataConfig:
     graph_dropout: float = 0.0  # share of samples whose graph is left out
     image_dropout: float = 0.0  # share of samples whose image pixels are blanked
     node_dropout: float = 0.0
+    node_jitter: float = 0.0  # share of its side by which a node's box and mask move and scale
     cache_images: bool = False  # keep decoded images in memory (small sets)
 
 

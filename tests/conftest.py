@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 
 import jaxtyping
 import pytest
@@ -14,6 +15,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # a third less time to compile
+
+# a shell starts background jobs with Ctrl-C ignored, and every process of a test would inherit that
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # Annotations, shapes included, are checked at every call in the tests. `text` and `data` are left
 # out: they take what users give and refuse it themselves, and tests give them wrong types.

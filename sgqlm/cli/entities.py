@@ -95,7 +95,7 @@ def _show(args: argparse.Namespace) -> int:
     rows = []
     for row, key in list(enumerate(store.keys()))[: args.n]:
         status = store.status(row)
-        found = store[row] if status == "ok" else status
+        found = status if status.startswith("error") else store[row]
         try:
             image = images.open_image(read(key), where=key)
         except (errors.SgqlmError, OSError) as error:

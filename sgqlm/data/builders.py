@@ -73,7 +73,11 @@ class Images(_Store):
 
 
 class Entities(_Store):
-    """One row per image: flat arrays, masks as COCO counts joined by newlines."""
+    """One row per image: flat arrays.
+
+    Masks are COCO counts joined by newlines; alternatives are json; coverage is the uint8[n, P] of
+    each view in the order of `views`, joined and compressed by zlib.
+    """
 
     def _info(self) -> tfds.core.DatasetInfo:
         f = tfds.features
@@ -87,6 +91,13 @@ class Entities(_Store):
                 "labels": f.Sequence(f.Text()),
                 "masks": f.Scalar(np.object_),
                 "status": f.Text(),
+                "sha256": f.Text(),
+                "alternatives": f.Text(),
+                "mask_scores": f.Tensor(shape=(None,), dtype=np.float32),
+                "tags": f.Sequence(f.Text()),
+                "tag_scores": f.Tensor(shape=(None,), dtype=np.float32),
+                "views": f.Sequence(f.Text()),
+                "coverage": f.Scalar(np.object_),
             },
         )
 

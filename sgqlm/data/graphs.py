@@ -23,6 +23,10 @@ class Entities:
         labels: n predicted tags, or an empty list where nothing was tagged.
         scores: f32[n], the higher the surer.
         size: (height, width) of the original image.
+        alternatives: n lists of (label, score), what else each entity may be; or empty.
+        mask_scores: f32[n], how good the segmenter takes each mask to be; or empty.
+        tags: (tag, score) of the whole image, as the tagger gave them.
+        coverage: name of a view (see `view`) -> uint8[n, P], made beforehand by `coverage`.
     """
 
     masks: np.ndarray | Sequence[Rle]
@@ -30,17 +34,30 @@ class Entities:
     labels: Sequence[str]
     scores: np.ndarray
     size: tuple[int, int]
+    alternatives: Sequence[Sequence[tuple[str, float]]] = ()
+    mask_scores: np.ndarray | Sequence[float] = ()
+    tags: Sequence[tuple[str, float]] = ()
+    coverage: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         """Check that all parts speak of the same entities and the same image."""
         object.__setattr__(self, "boxes", np.asarray(self.boxes, np.float32).reshape(-1, 4))
-        object.__setattr__(self, "scores", np.asarray(self.scores, np.float32).reshape(-1))
+        for name in ("scores", "mask_scores"):
+            values = np.asarray(getattr(self, name), np.float32).reshape(-1)
+            object.__setattr__(self, name, values)
         n, problem = len(self.boxes), ""
-        if len(self.masks) != n or len(self.scores) != n or len(self.labels) not in (0, n):
-            problem = (
-                f"{len(self.masks)} masks, {n} boxes, {len(self.scores)} scores, "
-                f"{len(self.labels)} labels"
-            )
+        parts = {"masks": self.masks, "scores": self.scores}
+        optional = {
+            "labels": self.labels,
+            "alternatives": self.alternatives,
+            "mask scores": self.mask_scores,
+        }
+        optional |= {f"rows of coverage {k}": rows for k, rows in self.coverage.items()}
+        if any(len(part) != n for part in parts.values()) or any(
+            len(part) not in (0, n) for part in optional.values()
+        ):
+            counts = {"boxes": self.boxes} | parts | optional
+            problem = ", ".join(f"{len(part)} {name}" for name, part in counts.items())
         elif isinstance(self.masks, np.ndarray):
             if self.masks.dtype != bool or self.masks.shape[1:] != tuple(self.size):
                 problem = f"masks are {self.masks.dtype}{list(self.masks.shape)}"
@@ -87,8 +104,22 @@ class Entities:
         keep = np.asarray(indices, np.int64).reshape(-1).tolist()
         coded = not isinstance(self.masks, np.ndarray)
         masks = [self.masks[i] for i in keep] if coded else np.asarray(self.masks)[keep]
-        labels = [self.labels[i] for i in keep] if len(self.labels) else []
-        return Entities(masks, self.boxes[keep], labels, self.scores[keep], self.size)
+        return dataclasses.replace(
+            self,
+            masks=masks,
+            boxes=self.boxes[keep],
+            labels=[self.labels[i] for i in keep] if len(self.labels) else [],
+            scores=self.scores[keep],
+            alternatives=[self.alternatives[i] for i in keep] if len(self.alternatives) else (),
+            mask_scores=self.mask_scores[keep] if len(self.mask_scores) else (),
+            coverage={name: rows[keep] for name, rows in self.coverage.items()},
+        )
+
+    def with_coverage(self, grid: int, fit: str, *, image_size: int | None = None) -> "Entities":
+        """Return the same entities with the coverage of one more view; see `coverage`."""
+        name = view(grid, fit, image_size=image_size)
+        made = coverage(self, grid, fit, image_size=image_size)
+        return dataclasses.replace(self, coverage=dict(self.coverage) | {name: made})
 
     def dense_masks(self) -> np.ndarray:
         """Return the masks as bool[n, h, w]."""
@@ -155,6 +186,14 @@ def window(
         (x0 + image_size) * x_scale,
         (y0 + image_size) * y_scale,
     )
+
+
+def view(grid: int, fit: str, *, image_size: int | None = None) -> str:
+    """Return the name of a patch grid on an image, as in `24x24:pad` or `24x24:crop@336`.
+
+    The side of the model's square counts with `crop` alone, see `window`.
+    """
+    return f"{grid}x{grid}:{fit}" + (f"@{image_size}" if fit == "crop" and image_size else "")
 
 
 def coverage(
@@ -275,7 +314,9 @@ def make_nodes(
         At most `model.graph.num_nodes` nodes.
     """
     grid, fit, side = model.vision.grid, model.image_fit, model.vision.image_size
-    cover = coverage(entities, grid, fit, image_size=side)
+    cover = entities.coverage.get(view(grid, fit, image_size=side))
+    if cover is None:
+        cover = coverage(entities, grid, fit, image_size=side)
     boxes = square_boxes(entities, fit, image_size=side)
     order = np.argsort(-entities.scores, kind="stable")
     seen = np.asarray(cover.any(1))

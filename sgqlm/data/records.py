@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from sgqlm import errors
 from sgqlm.data import builders, graphs
 
 MANIFEST, KEYS = "manifest.json", "keys.json"
-FORMAT = 1
+FORMAT = 2
 ALL = "rows"  # the only split of the images and the entities
 Turn = dict[str, str]
 
@@ -110,8 +111,12 @@ class EntityStore(_Store):
         return self._keys()
 
     def status(self, row: int) -> str:
-        """Return `ok`, or `error: ...` where the extraction of this image failed."""
+        """Return `ok`, `empty` (nothing was found), or `error: ...` where the extraction failed."""
         return _text(self._row(row)["status"])
+
+    def image_digest(self, row: int) -> str:
+        """Return the SHA-256 of the image file the entities were found in, empty if unknown."""
+        return _text(self._row(row)["sha256"])
 
     def __getitem__(self, row: int) -> graphs.Entities:
         """Return the entities of one image; masks stay run-length codes."""
@@ -119,8 +124,19 @@ class EntityStore(_Store):
         height, width = map(int, found["size"])
         counts = found["masks"].split(b"\n") if len(found["boxes"]) else []
         masks = [{"size": [height, width], "counts": code} for code in counts]
-        labels = [_text(label) for label in found["labels"]]
-        return graphs.Entities(masks, found["boxes"], labels, found["scores"], (height, width))
+        tags = zip(map(_text, found["tags"]), map(float, found["tag_scores"]), strict=True)
+        alternatives = json.loads(_text(found["alternatives"]) or "[]")
+        return graphs.Entities(
+            masks,
+            found["boxes"],
+            [_text(label) for label in found["labels"]],
+            found["scores"],
+            (height, width),
+            alternatives=[[(label, score) for label, score in item] for item in alternatives],
+            mask_scores=found["mask_scores"],
+            tags=list(tags),
+            coverage=_unpack(list(map(_text, found["views"])), found["coverage"]),
+        )
 
 
 class ConversationStore(_Store):
@@ -167,7 +183,7 @@ def write_images(
 
 def write_entities(
     folder: str | os.PathLike,
-    entities: Iterable[tuple[str, graphs.Entities | str]],
+    entities: Iterable[tuple[str, graphs.Entities | str] | tuple[str, graphs.Entities | str, str]],
     *,
     about: Mapping[str, Any] | None = None,
 ) -> None:
@@ -175,18 +191,23 @@ def write_entities(
 
     Args:
         folder: becomes the store; replaces what stood there.
-        entities: key of the image and its entities, or why there are none; in the order of the
-            image store, so that the row numbers are the same.
+        entities: key of the image, its entities or why there are none, and, if it is known, the
+            SHA-256 of the image file; in the order of the image store, so that the row numbers
+            are the same.
         about: json values to remember in the manifest.
     """
     keys: list[str] = []
 
     def rows():
-        for key, found in entities:
+        for key, found, *digest in entities:
             keys.append(key)
-            status = "ok" if isinstance(found, graphs.Entities) else f"error: {found}"
-            found = found if isinstance(found, graphs.Entities) else graphs.Entities.empty((1, 1))
+            status = f"error: {found}"
+            if isinstance(found, graphs.Entities):
+                status = "ok" if len(found) else "empty"
+            else:
+                found = graphs.Entities.empty((1, 1))
             counts = [_code(mask) for mask in found.coded_masks()]
+            views = {name: found.coverage[name] for name in sorted(found.coverage)}
             yield {
                 "key": key,
                 "size": np.array(found.size, np.int32),
@@ -195,6 +216,13 @@ def write_entities(
                 "labels": list(found.labels),
                 "masks": b"\n".join(counts),
                 "status": status,
+                "sha256": digest[0] if digest else "",
+                "alternatives": json.dumps(found.alternatives) if found.alternatives else "",
+                "mask_scores": np.asarray(found.mask_scores, np.float32),
+                "tags": [tag for tag, _ in found.tags],
+                "tag_scores": np.array([score for _, score in found.tags], np.float32),
+                "views": list(views),
+                "coverage": zlib.compress(b"".join(rows.tobytes() for rows in views.values())),
             }
 
     _write("entities", folder, {ALL: rows()}, about, keys)
@@ -319,6 +347,19 @@ def _write(kind, folder, splits, about, keys: list[str] | None) -> None:
         }
         manifest = {"format": FORMAT, "kind": kind, "rows": counts, "files": files}
         write_json(aside / MANIFEST, manifest | {"about": dict(about or {})})
+
+
+def _unpack(views: Sequence[str], packed: bytes) -> dict[str, np.ndarray]:
+    """Return uint8[n, P] of each view; all have the n of the record."""
+    data = np.frombuffer(zlib.decompress(packed), np.uint8) if views else np.zeros(0, np.uint8)
+    patches = [int(name.split("x")[0]) ** 2 for name in views]
+    count = len(data) // max(sum(patches), 1)
+    ends = np.cumsum([count * size for size in patches], dtype=int)
+    parts = np.split(data, ends[:-1]) if views else []
+    return {
+        name: part.reshape(count, size)
+        for name, part, size in zip(views, parts, patches, strict=True)
+    }
 
 
 def _code(mask: graphs.Rle) -> bytes:

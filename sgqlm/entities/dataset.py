@@ -130,7 +130,7 @@ def _stored_rows(
         )
     for row, key in enumerate(keys):
         status = store.status(row_of[key])
-        if status != "ok":
+        if status.startswith("error"):
             yield key, status.removeprefix("error: ")
             continue
         found, size = store[row_of[key]], images_[row].size

@@ -203,7 +203,8 @@ def _join(parts: pathlib.Path, count: int, out: pathlib.Path, about: dict[str, A
         for index in range(count):
             store = records.EntityStore(parts / f"{index:05d}")
             for row, key in enumerate(store.keys()):
-                if (status := store.status(row)) == "ok":
+                status = store.status(row)
+                if not status.startswith("error"):
                     about["entities"] += len(store[row])
                     yield key, store[row]
                 else:

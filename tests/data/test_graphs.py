@@ -1,5 +1,7 @@
 """Entities, run-length codes and the geometry of masks in the model's square."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -152,3 +154,33 @@ def test_entities_check_and_take():
     entities = graphs.Entities.from_boxes(boxes, (4, 5), labels=["x", "y"])
     assert entities.dense_masks().sum((1, 2)).tolist() == [4, 6]
     assert entities.take([1]).labels == ["y"] and len(entities.take([])) == 0
+
+
+def test_a_stored_coverage_is_taken_for_its_own_view_only(monkeypatch):
+    entities = graphs.Entities.from_boxes([[0, 0, 4, 4], [2, 2, 8, 6]], (6, 8), labels=["a", "b"])
+    model = config.ModelConfig()
+    grid, side = model.vision.grid, model.vision.image_size
+    want = graphs.make_nodes(entities, model)
+    stored = entities.with_coverage(grid, model.image_fit, image_size=side)
+    other = entities.with_coverage(grid + 1, model.image_fit, image_size=side)
+    np.testing.assert_array_equal(graphs.make_nodes(other, model).coverage, want.coverage)
+    monkeypatch.setattr(graphs, "coverage", None)  # may not be called
+    np.testing.assert_array_equal(graphs.make_nodes(stored, model).coverage, want.coverage)
+    assert graphs.view(24, "pad", image_size=336) == "24x24:pad"
+    assert graphs.view(24, "crop", image_size=336) == "24x24:crop@336"
+
+
+def test_taking_some_entities_takes_all_that_belongs_to_them():
+    entities = graphs.Entities.from_boxes([[0, 0, 4, 4], [2, 2, 8, 6], [1, 1, 2, 2]], (6, 8))
+    full = dataclasses.replace(
+        entities.with_coverage(2, "pad"),
+        alternatives=[[], [("cat", 0.5)], []],
+        mask_scores=[0.1, 0.2, 0.3],
+        tags=[("pet", 0.9)],
+    )
+    some = full.take([2, 1])
+    np.testing.assert_allclose(some.mask_scores, [0.3, 0.2])
+    assert some.alternatives == [[], [("cat", 0.5)]] and some.tags == full.tags
+    np.testing.assert_array_equal(some.coverage["2x2:pad"], full.coverage["2x2:pad"][[2, 1]])
+    with pytest.raises(errors.SgqlmError, match="do not fit together"):
+        dataclasses.replace(full, mask_scores=[0.1])

@@ -34,7 +34,17 @@ def _entities(i):
     for k in range(i):
         masks[k, k:, : k + 2] = True
     masks = [graphs.encode_rle(mask) for mask in masks]
-    return graphs.Entities(masks, np.ones((i, 4)) * i, ["é"] * i, np.ones(i), (6, 8))
+    found = graphs.Entities(
+        masks,
+        np.ones((i, 4)) * i,
+        ["é"] * i,
+        np.ones(i),
+        (6, 8),
+        alternatives=[[("ö", 0.25)] * k for k in range(i)],
+        mask_scores=np.full(i, 0.5),
+        tags=[("é", 0.75), ("sky", 0.5)],
+    )
+    return found.with_coverage(2, "pad").with_coverage(3, "crop", image_size=6)
 
 
 def write_small(folder: pathlib.Path):
@@ -72,7 +82,12 @@ def test_round_trip(small):
         np.testing.assert_array_equal(got.dense_masks(), want.dense_masks())
         np.testing.assert_array_equal(got.boxes, want.boxes)
         assert got.labels == want.labels and got.size == (6, 8)
-    assert entities.status(0) == "ok"
+        assert got.alternatives == want.alternatives and got.tags == want.tags
+        np.testing.assert_array_equal(got.mask_scores, want.mask_scores)
+        assert sorted(got.coverage) == ["2x2:pad", "3x3:crop@6"]
+        for name, rows in want.coverage.items():
+            np.testing.assert_array_equal(got.coverage[name], rows)
+    assert [entities.status(row) for row in range(3)] == ["empty", "ok", "ok"]
     assert [len(talks), talks[2].image_row, talks[3].image_row, talks[3].entity_row] == [
         4,
         2,
