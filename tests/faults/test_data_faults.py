@@ -295,6 +295,7 @@ def test_a_record_without_a_label_left_is_a_counted_dummy(tmp_path, tokenizer, c
     assert caught.value.code == errors.DATA and "talks record 0: no answer" in caught.value.why
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_label_trains_nothing_and_stays_finite(tmp_path):
     source = config.SourceConfig(name="own", path=str(too_long(tmp_path / "data")))
     made = {"sources": (source,), "self_questioning": 0.0}
