@@ -1,8 +1,8 @@
 """LLaVA-SG with Vicuna-7B: a scene graph beside the patches, tuned in full.
 
 `sgqlm train --config=configs/llava_sg_7b.py:DATA`. DATA is the folder of the base and of the data
-sets named below; docs/laptop_to_slice.md says what lies in it. The paper gives
-stages and data; batch sizes and learning rates are those of LLaVA-1.5, on which it builds.
+sets that `configs/data/llava_sg.py` names; docs/laptop_to_slice.md says what lies in it. The paper
+gives stages and data; batch sizes and learning rates are those of LLaVA-1.5, on which it builds.
 """
 
 import dataclasses
@@ -10,26 +10,21 @@ import pathlib
 
 import ml_collections
 
+from data import llava_sg as mixture
 from sgqlm import config as config_lib
 from sgqlm.models import presets
 from sgqlm.train import stages
 
-# Folders of relations as conversations: the paper names the collections, not how they become text.
-_RELATIONS = ("visual_genome_relations", "open_images_relations", "grit_relations")
-
 
 def get_config(arg: str = "datasets") -> ml_collections.ConfigDict:
     """Return the configuration; `arg` is the folder of the base and of the data sets."""
-    folder = pathlib.Path(arg)
+    folder, sources = pathlib.Path(arg), mixture.sources(arg)
 
-    def stage(name: str, *sets: str, entities: str = "") -> config_lib.StageConfig:
-        sources = tuple(
-            config_lib.SourceConfig(name=s, path=str(folder / s), entities=entities) for s in sets
-        )
+    def stage(name: str) -> config_lib.StageConfig:
         # batch sizes, learning rates and what trains are those of the stage table
         row = stages.preset("llava_sg", name)
         # `accumulation` and `remat` do not change the result: 16 chips of 16 GB hold the step
-        return dataclasses.replace(row, sources=sources, accumulation=4)
+        return dataclasses.replace(row, sources=sources[name], accumulation=4)
 
     # What the paper does not mention is off: boxes, labels and edge features of the graph.
     graph = config_lib.GraphConfig(
@@ -52,12 +47,7 @@ def get_config(arg: str = "datasets") -> ml_collections.ConfigDict:
             workdir="runs/llava_sg_7b",
             # written by `sgqlm import llama VICUNA --clip CLIP --out DATA/vicuna_7b`
             init=str(folder / "vicuna_7b"),
-            stages=(
-                # the graph is not trained yet, so it stays out
-                stage("align", "llava_pretrain_558k", entities="none"),
-                stage("graph", *_RELATIONS),
-                stage("instruct", "llava_v1_5_mix665k"),
-            ),
+            stages=tuple(map(stage, sources)),
             remat="full",
             save_every=500,
             spike_factor=10.0,  # of sgqlm, not of the papers

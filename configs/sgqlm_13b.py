@@ -1,7 +1,7 @@
 """sgqlm with Vicuna-13B: prototypes, scene graph and self-questioning in one model.
 
 `sgqlm train --config=configs/sgqlm_13b.py:DATA`. DATA is the folder of the base and of the data
-sets named below; docs/laptop_to_slice.md says what lies in it.
+sets that `configs/data/sgqlm.py` names; docs/laptop_to_slice.md says what lies in it.
 """
 
 import dataclasses
@@ -9,26 +9,21 @@ import pathlib
 
 import ml_collections
 
+from data import sgqlm as mixture
 from sgqlm import config as config_lib
 from sgqlm.models import presets
 from sgqlm.train import stages
 
-# Folders of relations as conversations: LLaVA-SG names the collections, not how they become text.
-_RELATIONS = ("visual_genome_relations", "open_images_relations", "grit_relations")
-
 
 def get_config(arg: str = "datasets") -> ml_collections.ConfigDict:
     """Return the configuration; `arg` is the folder of the base and of the data sets."""
-    folder = pathlib.Path(arg)
+    folder, sources = pathlib.Path(arg), mixture.sources(arg)
 
-    def stage(name: str, *sets: str, entities: str = "") -> config_lib.StageConfig:
-        sources = tuple(
-            config_lib.SourceConfig(name=s, path=str(folder / s), entities=entities) for s in sets
-        )
+    def stage(name: str) -> config_lib.StageConfig:
         # batch sizes, learning rates and what trains are those of the stage table
         row = stages.preset("sgqlm", name)
         # `accumulation` and `remat` do not change the result: 4 chips of 32 GB hold the step
-        return dataclasses.replace(row, sources=sources, accumulation=row.batch_size // 32)
+        return dataclasses.replace(row, sources=sources[name], accumulation=row.batch_size // 32)
 
     model = presets.get("vicuna_13b")
     config = config_lib.Config(
@@ -40,12 +35,7 @@ def get_config(arg: str = "datasets") -> ml_collections.ConfigDict:
             workdir="runs/sgqlm_13b",
             # written by `sgqlm import llama VICUNA --clip CLIP --out DATA/vicuna_13b`
             init=str(folder / "vicuna_13b"),
-            stages=(
-                # the graph is not trained yet, so it stays out
-                stage("align", "llava_pretrain_558k", entities="none"),
-                stage("graph", *_RELATIONS),
-                stage("instruct", "llava_v1_5_mix665k"),
-            ),
+            stages=tuple(map(stage, sources)),
             remat="full",
             save_every=500,
             spike_factor=10.0,  # of sgqlm, not of the papers

@@ -166,6 +166,7 @@ class SourceConfig:
     name: str = "scenes"  # `scenes`, or the name of a data set under `path`
     path: str = ""  # folder of a built data set, or of a LLaVA json with its images
     split: str = "train"
+    # passes over it in one epoch: 1 takes every record once, 0.5 half of them, 2 each twice
     weight: float = 1.0
     tasks: tuple[str, ...] = ()  # scenes: conversation kinds; empty means all
     entities: str = ""  # another entity store than the data set's own; `none` leaves them out

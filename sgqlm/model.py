@@ -39,11 +39,18 @@ class SceneGraph:
             of the prompt rather than on the learned null token; 0 for an empty prompt.
         edges: f32[n, n], attention of the receiver (row) over the senders (columns), averaged
             over the rounds of message passing; rows sum to 1 unless a node is alone.
+        source: int32[n], index of each node among the entities that were given.
+        words: the m words of the prompt that the graph hears.
+        word_attention: f32[n, m], prompt attention of each node on each word, averaged over the
+            heads and summed over the tokens of a word; rows sum to `node_attention`.
     """
 
     entities: graphs.Entities
     node_attention: np.ndarray
     edges: np.ndarray
+    source: np.ndarray | Sequence[int] = ()
+    words: Sequence[str] = ()
+    word_attention: np.ndarray | Sequence[Sequence[float]] = ()
 
 
 class VisionLanguageModel:
@@ -269,12 +276,15 @@ class VisionLanguageModel:
         if row.entities is None or nodes is None or not (count := len(nodes.boxes)):
             empty = graphs.Entities.empty((image.height, image.width))
             return SceneGraph(empty, np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
-        graph = graphs.stack([nodes], [[self._heard(prompt)]], model, num_runs=1)
+        heard = self._heard(prompt)[: model.graph.prompt_tokens]
+        graph = graphs.stack([nodes], [[heard]], model, num_runs=1)
         found = _graph(self.params, self._pixels(image), graph, config=model)
-        null = np.asarray(found.prompt_attention)[0, 0, :count, -1]
+        attention = np.asarray(found.prompt_attention)[0, 0, :count]
         edges = np.asarray(found.edge_attention)[0, :, :count, :count]
         edges = edges.mean(0) if len(edges) else np.zeros((count, count), np.float32)
-        return SceneGraph(row.entities.take(nodes.source), 1.0 - null, edges)
+        words, by_word = inputs.by_word(heard, attention[:, : len(heard)], self._tokenizer)
+        seen, on_prompt = row.entities.take(nodes.source), 1.0 - attention[:, -1]
+        return SceneGraph(seen, on_prompt, edges, nodes.source, words, by_word)
 
     def prototype_map(self, image: Image.Image) -> np.ndarray | None:
         """Return int[grid, grid], the prototype each patch leans to; None without prototypes."""

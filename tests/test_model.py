@@ -66,6 +66,16 @@ def test_scene_graph_gives_attention_per_node(model, cases):
     assert not found.edges.diagonal().any()
     silent = model.scene_graph(cases[0].image, "", cases[0].entities)
     np.testing.assert_allclose(silent.node_attention, 0, atol=1e-6)
+    assert list(silent.words) == [] and np.shape(silent.word_attention) == (count, 0)
+
+
+def test_scene_graph_tells_which_words_light_which_node(model, cases):
+    found = model.scene_graph(cases[0].image, "what colour is the star?", cases[0].entities)
+    assert list(found.words) == ["what", "colour", "is", "the", "star?"]
+    assert np.shape(found.word_attention) == (len(found.entities), 5)
+    np.testing.assert_allclose(np.sum(found.word_attention, 1), found.node_attention, atol=1e-5)
+    given = cases[0].entities.take(np.asarray(found.source))
+    np.testing.assert_array_equal(found.entities.boxes, given.boxes)
 
 
 def test_scene_graph_without_entities_is_empty(model, cases):

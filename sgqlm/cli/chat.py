@@ -132,8 +132,7 @@ class Chat:
             print(pages.write(pathlib.Path(path), pages.page(title, [drawing])), flush=True)
 
     def _image(self, path: str) -> None:
-        has_graph = self.model.config.model.graph.enabled and self.args.entities != "none"
-        extractor = self.args.entities if has_graph else None
+        extractor = picture.make_extractor(self.model, self.args)
         self.row = inputs.Row((), *picture.read_picture(pathlib.Path(path), extractor=extractor))
 
     def _reset(self) -> None:

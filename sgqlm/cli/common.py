@@ -74,6 +74,22 @@ def override(settings: config.Config, path: str, text: str) -> config.Config:
     return _assign(settings, config.Config, path.split("."), text, "config")
 
 
+def override_all(
+    settings: config.Config, words: Sequence[str], known: Sequence[str]
+) -> config.Config:
+    """Apply `--config.a.b=value` words to settings; `known` are the other flags, for messages.
+
+    Raises:
+        SgqlmError: a word is something else, or does not fit.
+    """
+    for word in words:
+        path, has_value, value = word.removeprefix("--config.").partition("=")
+        if not word.startswith("--config.") or not has_value:
+            refuse_rest([word], known)
+        settings = override(settings, path, value)
+    return settings
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of giving it back to the system.
 
@@ -143,7 +159,8 @@ def _call_get_config(file: pathlib.Path, arg: str) -> Any:
     if spec is None or spec.loader is None:
         raise errors.SgqlmError("a configuration is a .py or .json file", where=str(file))
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.absolute().parent))  # a configuration may import its neighbours
+    folder, known = str(file.absolute().parent), set(sys.modules)
+    sys.path.insert(0, folder)  # a configuration may import its neighbours
     try:
         spec.loader.exec_module(module)
         return module.get_config(arg) if arg else module.get_config()
@@ -155,7 +172,10 @@ def _call_get_config(file: pathlib.Path, arg: str) -> Any:
             fix="it must define get_config(arg), which returns a ConfigDict",
         ) from error
     finally:
-        sys.path.remove(str(file.absolute().parent))
+        sys.path.remove(folder)
+        for name in set(sys.modules) - known:  # another folder may have neighbours of these names
+            if (getattr(sys.modules[name], "__file__", "") or "").startswith(folder + os.sep):
+                del sys.modules[name]
 
 
 def _plain(value: Any) -> Any:

@@ -1,19 +1,26 @@
 """`sgqlm entities extract | show`: find the entities in images, or look at them."""
 
 import argparse
+import contextlib
+import dataclasses
+import functools
+import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-
-import numpy as np
-from PIL import Image
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
 
 from sgqlm import errors
-from sgqlm.data import graphs, images, records
-from sgqlm.entities import extract
+from sgqlm.cli import entities_show, extractor_flags
+from sgqlm.data import records
+from sgqlm.entities import benchmark, engine, extract, inputs, settings, shards
 from sgqlm.train import progress
-from sgqlm.viz import overlay, pages
 
-_BOXES = 12  # more boxes in one picture cannot be told apart
+_SHOWN = 20  # failures that are printed
+_RAY_ONLY = ("workers", "gpus_per_worker", "address")
 
 
 def run(argv: list[str]) -> int:
@@ -22,158 +29,241 @@ def run(argv: list[str]) -> int:
     return args.run(args)
 
 
-def gallery(
-    title: str,
-    rows: Sequence[tuple[str, Image.Image | None, graphs.Entities | str]],
-    *,
-    subtitle: str = "",
-) -> str:
-    """Return a page with masks, boxes and a table of entities for each image.
-
-    Args:
-        title: of the page.
-        rows: key, image (None where it cannot be shown), and its entities or why there are none.
-        subtitle: a line under the title.
-
-    Returns:
-        The HTML document.
-    """
-    return pages.page(title, [_card(*row) for row in rows], subtitle=subtitle)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sgqlm entities", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="{extract,show}")
-    make = verbs.add_parser("extract", help="find the entities in images")
-    make.add_argument("--extractor", default="regions", help=", ".join(extract.EXTRACTORS))
-    what = make.add_mutually_exclusive_group(required=True)
+    make = verbs.add_parser("extract", help="find the entities in images", description=_extract_doc)
+    what = make.add_argument_group("images")
     what.add_argument("--images", type=pathlib.Path, help="folder of photographs")
     what.add_argument("--data", type=pathlib.Path, help="data set that `sgqlm data build` wrote")
-    make.add_argument("--out", type=pathlib.Path, required=True, help="becomes the entity store")
-    make.add_argument("--shard-size", type=int, default=256, help="images of one shard")
+    what.add_argument(
+        "--list", type=pathlib.Path,
+        help="text file, the path of an image a line, relative to --images or to the file",
+    )  # fmt: skip
+    make.add_argument("--out", type=pathlib.Path, help="becomes the entity store")
+    make.add_argument("--batch-size", type=int, default=8, help="images at once (8)")
+    make.add_argument(
+        "--shard-size", type=int, default=0,
+        help="images of one file; what a crash can cost (256, or more for over 131072 images)",
+    )  # fmt: skip
+    make.add_argument(
+        "--fault-budget", type=float, default=0.05,
+        help="share of images that may fail, once there are 20 (0.05)",
+    )  # fmt: skip
+    make.add_argument("--report", type=pathlib.Path, help="json file for times and failures")
+    make.add_argument("--print-settings", action="store_true", help="print them, do nothing")
+    place = make.add_argument_group("where")
+    place.add_argument("--engine", choices=("local", "ray"), default="local", help="(local)")
+    place.add_argument("--workers", type=int, help="of Ray (one a GPU, or one a core)")
+    place.add_argument("--gpus-per-worker", type=float, help="of Ray (1 where there are GPUs)")
+    place.add_argument("--address", help="of a Ray cluster that shares the files (Ray is started)")
+    speed = make.add_argument_group("speed")
+    speed.add_argument(
+        "--benchmark", action="store_true",
+        help="print milliseconds of each stage; writes no store, but a json to --out if given",
+    )  # fmt: skip
+    speed.add_argument("--n", type=int, default=32, help="images of the benchmark (32)")
+    extractor_flags.add(make)
     make.set_defaults(run=_extract)
-    show = verbs.add_parser("show", help="write a page and pictures of entities")
-    show.add_argument("store", type=pathlib.Path, help="entity store, or a built data set")
-    show.add_argument("--images", type=pathlib.Path, help="folder of the photographs, or data set")
-    show.add_argument("--n", type=int, default=8, help="images to show")
-    show.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/entities"))
-    show.set_defaults(run=_show)
+    entities_show.add_parser(verbs)
     return parser
 
 
+_extract_doc = (
+    "Find the entities in images. A run that was stopped goes on where it was when the same "
+    "command is given again. Each image gets a row, with a status where it has no entities."
+)
+
+
 def _extract(args: argparse.Namespace) -> int:
-    extractor = extract.make(args.extractor)
-    folder = args.images or args.data
-    if not folder.is_dir():
-        raise _missing(folder, "give an existing folder")
-    if args.shard_size < 1:
-        raise errors.SgqlmError(
-            "a shard needs an image", where="--shard-size", fix="give 1 or more"
+    config = extractor_flags.read(args)
+    if args.print_settings:
+        print(json.dumps(dataclasses.asdict(config), indent=1))
+        return errors.OK
+    _check(args)
+    sources = _sources(args)
+    make = functools.partial(settings.make, config)
+    if args.benchmark:
+        return _benchmark(args, make, sources)
+    if args.out is None:
+        raise errors.SgqlmError("the output is not named", where="--out", fix="give --out=FOLDER")
+    line = _Line(args.extractor)
+    try:
+        with _sigterm(), line:
+            summary = extract.run(
+                make, sources, args.out, shard_size=args.shard_size, batch_size=args.batch_size,
+                fault_budget=args.fault_budget, engine=_engine(args), progress=line.show,
+            )  # fmt: skip
+    except KeyboardInterrupt as stop:
+        name, code = ("Ctrl-C", errors.INTERRUPTED)
+        if isinstance(stop, _Terminated):
+            name, code = ("SIGTERM", errors.PREEMPTED)
+        print(
+            f"stopped by {name}: finished shards are kept, the same command goes on",
+            file=sys.stderr,
         )
-    sources = extract.from_folder(folder) if args.images else extract.from_store(folder / "images")
-    with progress.Progress(f"entities ({args.extractor})", len(sources)) as line:
-        summary = extract.run(
-            extractor,
-            sources,
-            args.out,
-            shard_size=args.shard_size,
-            progress=lambda done, total: line.update(done),
-        )
+        return code
+    _tell(args, summary)
+    return errors.OK
+
+
+def _check(args: argparse.Namespace) -> None:
+    problem = where = fix = ""
+    if (args.data and (args.images or args.list)) or not (args.data or args.images or args.list):
+        problem, where = "the images are not named", "--images, --data, --list"
+        fix = "give --images=FOLDER, --data=DATASET or --list=FILE (--images then says where)"
+    for name in ("batch_size", "n", "workers"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            problem, where, fix = f"{value} is too few", _flag(name), "give 1 or more"
+    if args.shard_size < 0:
+        problem, where, fix = "a shard needs an image", "--shard-size", "give 1 or more"
+    if not 0 <= args.fault_budget <= 1:
+        problem, where = f"{args.fault_budget} is no share", "--fault-budget"
+        fix = "give a number from 0 to 1"
+    for name in _RAY_ONLY:
+        if getattr(args, name) is not None and args.engine != "ray":
+            problem, where = f"{_flag(name)} is for Ray", _flag(name)
+            fix = "add --engine=ray"
+    if problem:
+        raise errors.SgqlmError(problem, where=where, fix=fix)
+
+
+def _sources(args: argparse.Namespace) -> Sequence[inputs.Source]:
+    for folder in (args.images, args.data):
+        if folder is not None and not folder.is_dir():
+            raise errors.SgqlmError(
+                "there is no such folder", where=str(folder), fix="give an existing folder"
+            )
+    if args.list:
+        return inputs.from_list(args.list, args.images or args.list.parent)
+    if args.images:
+        return inputs.from_folder(args.images)
+    inner = args.data / "images"
+    return inputs.from_store(inner if inner.is_dir() else args.data)
+
+
+def _engine(args: argparse.Namespace) -> engine.Engine:
+    if args.engine == "local":
+        return engine.Local()
+    return engine.Ray(
+        args.workers or 0, gpus_per_worker=args.gpus_per_worker, address=args.address or ""
+    )
+
+
+def _tell(args: argparse.Namespace, summary: extract.Summary) -> None:
     new = summary.images - summary.reused
+    took = f"took {progress.duration(summary.wall_seconds)}"
     print(f"{args.out}: {summary.entities} entities in {summary.images} images, {new} of them new")
-    for key, reason in summary.failed[:20]:
+    print(f"  {took}, {new / summary.wall_seconds:.1f} images/s" if new else f"  {took}")
+    for key, reason in summary.failed[:_SHOWN]:
         print(f"  without entities: {key}: {reason}")
-    if len(summary.failed) > 20:
-        print(f"  and {len(summary.failed) - 20} more")
-    return errors.OK
+    if len(summary.failed) > _SHOWN:
+        print(f"  and {len(summary.failed) - _SHOWN} more")
+    if args.report:
+        about = {
+            "host": platform.node(), "engine": args.engine, "extractor": args.extractor,
+            "images_per_second": new / summary.wall_seconds, "versions": shards.versions(),
+        }  # fmt: skip
+        args.report.parent.mkdir(parents=True, exist_ok=True)
+        records.write_json(args.report, dataclasses.asdict(summary) | about)
 
 
-def _show(args: argparse.Namespace) -> int:
-    folder = args.store / "entities" if (args.store / "entities").is_dir() else args.store
-    store = records.EntityStore(folder)
-    read = _reader(args.images or args.store)
-    rows = []
-    for row, key in list(enumerate(store.keys()))[: args.n]:
-        status = store.status(row)
-        found = status if status.startswith("error") else store[row]
-        try:
-            image = images.open_image(read(key), where=key)
-        except (errors.SgqlmError, OSError) as error:
-            image, found = None, f"error: {error}".splitlines()[0]
-        rows.append((key, image, found))
-        if image is not None and isinstance(found, graphs.Entities):
-            _write_picture(args.out / f"{pathlib.PurePosixPath(key).stem}-{row}.png", image, found)
-    about = store.manifest["about"]
-    subtitle = f"{len(rows)} of {len(store)} images. Extractor: {about.get('extractor', 'unknown')}"
-    path = pages.write(
-        args.out / "entities.html", gallery(f"Entities of {folder}", rows, subtitle=subtitle)
-    )
-    print(path)
-    return errors.OK
-
-
-def _card(key: str, image: Image.Image | None, found: graphs.Entities | str) -> str:
-    if image is None or not isinstance(found, graphs.Entities):
-        return pages.card(key, pages.note(str(found)))
-    masks, boxes = _pictures(image, found)
-    size = f"{found.size[1]} x {found.size[0]} pixels"
-    shown = min(len(found), _BOXES)
-    figures = pages.pair(
-        pages.figure(masks, caption=f"masks of {len(found)} entities; {size}"),
-        pages.figure(boxes, caption=f"boxes of the {shown} with the highest scores"),
-    )
-    return pages.card(key, figures, entity_table(found))
-
-
-def _pictures(image: Image.Image, found: graphs.Entities) -> tuple[Image.Image, Image.Image]:
-    best = np.argsort(-found.scores, kind="stable")[:_BOXES]
-    names = [str(i + 1) for i in best]
-    masks = overlay.draw_entities(image, found, boxes=False)
-    return masks, overlay.draw_entities(image, found.take(best), masks=False, names=names)
-
-
-def entity_table(entities: graphs.Entities) -> str:
-    """Return a folded table of numbers, labels, scores, shares and boxes."""
-    area = entities.size[0] * entities.size[1]
-    has_labels = len(entities.labels) > 0
-    rows = []
-    for i, mask in enumerate(entities.masks):
-        dense = graphs.decode_rle(mask) if isinstance(mask, Mapping) else mask
-        label = [entities.labels[i]] if has_labels else []
-        share, box = (
-            f"{100 * dense.sum() / area:.1f}",
-            ", ".join(f"{v:.0f}" for v in entities.boxes[i]),
-        )
-        rows.append([i + 1, *label, f"{entities.scores[i]:.2f}", share, box])
-    header = ["entity", *(["label"] if has_labels else []), "score", "% of image", "x0, y0, x1, y1"]
-    return pages.fold(f"{len(rows)} entities", pages.table(header, rows))
-
-
-def _write_picture(path: pathlib.Path, image: Image.Image, entities: graphs.Entities) -> None:
-    left, right = _pictures(image, entities)
-    sheet = Image.new("RGB", (left.width + right.width + 8, left.height), "white")
-    sheet.paste(left, (0, 0))
-    sheet.paste(right, (left.width + 8, 0))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-
-
-def _reader(folder: pathlib.Path) -> Callable[[str], bytes]:
-    """Return how to read the image of a key: from a built data set or a folder of files."""
-    if (folder / "images" / records.MANIFEST).is_file():
-        store = records.ImageStore(folder / "images")
-        rows = {key: row for row, key in enumerate(store.keys())}
-        return lambda key: store[rows[key]].data
-    if (folder / records.MANIFEST).is_file():
+def _benchmark(
+    args: argparse.Namespace, make: engine.Make, sources: Sequence[inputs.Source]
+) -> int:
+    if args.out is not None and args.out.is_dir():
         raise errors.SgqlmError(
-            "an entity store has no images",
-            where=str(folder),
-            fix="name their folder with --images",
+            "a benchmark writes a json file", where=str(args.out), fix="name a file with --out"
         )
-    if not folder.is_dir():
-        raise _missing(folder, "name the folder of the photographs with --images")
-    return lambda key: (folder / key).read_bytes()
+    if args.engine == "ray":
+        raise errors.SgqlmError(
+            "a benchmark measures one worker", where="--engine", fix="leave it out"
+        )
+    inputs.check(sources, str(args.images or args.data or args.list))
+    wanted = args.n + args.batch_size  # the first batch warms up
+    step = max(len(sources) // wanted, 1)
+    chosen = sources[::step][:wanted]
+    extractor = make()
+    with progress.Progress(f"benchmark ({args.extractor})", len(chosen)) as line:
+        found = benchmark.measure(
+            extractor, chosen, batch_size=args.batch_size, progress=line.update
+        )
+    print(f"{found.images} images, {found.batch_size} at once, on {shards.versions()['device']}")
+    for stage, milliseconds in found.stages.items():
+        print(f"  {stage:<10} {milliseconds:10.2f} ms an image")
+    print(f"  {'together':<10} {1000 / found.images_per_second:10.2f} ms an image, "
+          f"{found.images_per_second:.2f} images/s")  # fmt: skip
+    print(f"  {found.entities:.1f} entities and {found.record_bytes:.0f} bytes a record "
+          f"({found.disk_bytes:.0f} on disk)")  # fmt: skip
+    peak = found.device_peak_bytes or found.host_peak_bytes
+    print(f"  {peak / 2**20:.0f} MiB at most {'on the GPU' if found.device_peak_bytes else ''}")
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        about = {"versions": shards.versions(), "extractor": args.extractor}
+        records.write_json(args.out, dataclasses.asdict(found) | about)
+    return errors.OK
 
 
-def _missing(folder: pathlib.Path, fix: str) -> errors.SgqlmError:
-    return errors.SgqlmError("there is no such folder", where=str(folder), fix=fix)
+class _Line:
+    """The line of progress; it begins with the first new image, so that `left` is true."""
+
+    def __init__(self, name: str):
+        self._name, self._last = name, -1
+        self._first = (0.0, 0)  # when the first images were done, and how many
+        self._line: progress.Progress | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "_Line":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._stack.close()
+
+    def show(self, state: extract.State) -> None:
+        if state.done == self._last or not (state.extracted or state.done == state.total):
+            return
+        if self._line is None:
+            done = state.reused if state.done < state.total else 0
+            line = progress.Progress(f"entities ({self._name})", state.total, done=done)
+            self._line = self._stack.enter_context(line)
+            self._first = (time.perf_counter(), state.extracted)
+        self._last = state.done
+        began, first = self._first  # loading the models came before
+        spent = time.perf_counter() - began
+        rate = (state.extracted - first) / spent if spent > 1 else 0.0  # results come in batches
+        self._line.update(state.done, _note(state, rate))
+
+
+def _note(state: extract.State, rate: float) -> str:
+    rates = [
+        f"{stage} {state.extracted / spent:.1f}"
+        for stage, spent in state.seconds.items()
+        if spent > 0
+    ]
+    parts = [f"{rate:.1f} images/s"] if rate else []
+    parts += [f"stages, each alone: {', '.join(rates)}"] if rates else []
+    parts += [f"{state.failed} failed"] if state.failed else []
+    return "; ".join(parts)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where the program is."""
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[None]:
+    def stop(number, frame):
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,6 +1,8 @@
 """`sgqlm eval`: measure a trained model on drawn test scenes, beside its controls.
 
 With --data: how many answers of a data set it gives by heart, and how many with images swapped.
+With --data and --tasks=relations: recall of the scene graphs it predicts. `sgqlm eval score`
+measures answers that are there already.
 """
 
 import argparse
@@ -9,19 +11,24 @@ import sys
 
 from sgqlm import config, errors
 from sgqlm import model as model_lib
-from sgqlm.cli import common
+from sgqlm.cli import common, eval_relations
 from sgqlm.data import sources
 from sgqlm.evals import memorised, prior, report, runner, scenes
 
-_FLAGS = ("--checkpoint", "--base", "--data", "--split", "--out")
+_FLAGS = ("--checkpoint", "--base", "--data", "--split", "--out", "--tasks")
 
 
 def run(argv: list[str]) -> int:
     """Run `sgqlm eval`; return the exit code."""
+    if argv[:1] == ["score"]:
+        return eval_relations.score(argv[1:])
+    if any(word.split("=")[0] == "--tasks" for word in argv):
+        return eval_relations.run(argv)
     parser = argparse.ArgumentParser(
         prog="sgqlm eval",
         description=__doc__,
-        epilog="Settings such as --config.eval.num_scenes=100 change those of the checkpoint.",
+        epilog="Settings such as --config.eval.num_scenes=100 change those of the checkpoint. See "
+        "also `sgqlm eval --tasks=relations --help` and `sgqlm eval score --help`.",
     )
     parser.add_argument("--checkpoint", help="checkpoint or work directory; else that of --config")
     parser.add_argument("--base", help="where the base weights lie, if they were moved")
@@ -34,7 +41,7 @@ def run(argv: list[str]) -> int:
     if folder is None:
         raise errors.SgqlmError("there is no model to measure", fix="give --checkpoint or --config")
     model = model_lib.load(folder, base=args.base)
-    settings = settings or _overridden(model.config, rest)
+    settings = settings or common.override_all(model.config, rest, _FLAGS)
     if args.data:
         result = evaluate_data(model, settings, args.data, args.split)
         print("\n".join(memorised.lines(result)))
@@ -82,13 +89,3 @@ def _tell(name: str) -> None:
 
 def _has_file(words: list[str]) -> bool:
     return any(word == "--config" or word.startswith("--config=") for word in words)
-
-
-def _overridden(settings: config.Config, words: list[str]) -> config.Config:
-    """Apply `--config.a.b=value` words to the settings that the checkpoint holds."""
-    for word in words:
-        path, has_value, value = word.removeprefix("--config.").partition("=")
-        if not word.startswith("--config.") or not has_value:
-            common.refuse_rest([word], _FLAGS)
-        settings = common.override(settings, path, value)
-    return settings

@@ -1,6 +1,7 @@
 """What `generate`, `ask` and `chat` share: the model, an image and its entities."""
 
 import argparse
+import functools
 import pathlib
 import sys
 
@@ -8,8 +9,9 @@ from PIL import Image
 
 from sgqlm import errors
 from sgqlm import model as model_lib
+from sgqlm.cli import extractor_flags
 from sgqlm.data import graphs, images
-from sgqlm.entities import extract
+from sgqlm.entities import interfaces, settings
 from sgqlm.evals import scenes
 
 
@@ -25,13 +27,31 @@ def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
     what.add_argument("--scene", type=int, help="number of a drawn test scene instead of a picture")
     made.add_argument(
         "--entities",
-        choices=("regions", "none"),
-        default="regions",
-        help="how entities are found in the picture; a drawn scene has its own",
+        choices=("extract", "none"),
+        default="extract",
+        help="none: the model sees the picture without them; a drawn scene has its own",
     )
     made.add_argument("--max-new-tokens", type=int, default=128, help="of one answer or question")
     made.add_argument("--seed", type=int, default=0, help="of random draws")
+    extractor_flags.add(made)
     return made
+
+
+def wants_entities(model: model_lib.VisionLanguageModel, args: argparse.Namespace) -> bool:
+    """Return whether the model has a scene graph and the user did not leave it out."""
+    return model.config.model.graph.enabled and args.entities != "none"
+
+
+def make_extractor(
+    model: model_lib.VisionLanguageModel, args: argparse.Namespace
+) -> interfaces.EntityExtractor | None:
+    """Return the extractor that the flags name, None where no entities are wanted."""
+    return _loaded(extractor_flags.read(args)) if wants_entities(model, args) else None
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(config: settings.ExtractorConfig) -> interfaces.EntityExtractor:
+    return settings.make(config)  # a chat opens many pictures
 
 
 def open_picture(
@@ -46,25 +66,24 @@ def open_picture(
     Returns:
         The image, None if there is none, and its entities, None without a scene graph.
     """
-    has_graph = model.config.model.graph.enabled and args.entities != "none"
     if args.scene is not None:
         if args.scene < 0:
             raise errors.SgqlmError("a scene has a number from 0 on", where="--scene")
         case = scenes.make_case(model.config.scenes, "test", args.scene)
-        return case.image, case.entities if has_graph else None
+        return case.image, case.entities if wants_entities(model, args) else None
     if args.image is None:
         return None, None
-    return read_picture(args.image, extractor=args.entities if has_graph else None)
+    return read_picture(args.image, extractor=make_extractor(model, args))
 
 
 def read_picture(
-    path: pathlib.Path, *, extractor: str | None
+    path: pathlib.Path, *, extractor: interfaces.EntityExtractor | None
 ) -> tuple[Image.Image, graphs.Entities | None]:
     """Open a picture and find its entities.
 
     Args:
         path: the file.
-        extractor: name of the extractor; None leaves the entities out.
+        extractor: finds the entities; None leaves them out.
 
     Returns:
         The upright image and its entities.
@@ -76,8 +95,8 @@ def read_picture(
     image = images.open_image(path)
     if extractor is None:
         return image, None
-    found = extract.make(extractor).extract(image)
-    print(f"{path}: {len(found)} entities ({extractor})", file=sys.stderr)
+    found = extractor.extract(image)
+    print(f"{path}: {len(found)} entities ({extractor.name})", file=sys.stderr)
     return image, found
 
 

@@ -47,6 +47,7 @@ class Encoder:
         image_dropout: share of samples whose pixels are blanked: the image tokens stay, but
             `image_valid` is False and the pixels are zeros.
         node_dropout: share of nodes left out.
+        node_jitter: share of its side by which a node moves and scales, see `graphs.jitter`.
         seed: of all draws.
     """
 
@@ -58,6 +59,7 @@ class Encoder:
     graph_dropout: float = 0.0
     image_dropout: float = 0.0
     node_dropout: float = 0.0
+    node_jitter: float = 0.0
     seed: int = 0
 
     def encode_label(self, text: str) -> list[int]:
@@ -129,6 +131,7 @@ class Encoder:
         if not (model.graph.enabled and has_image):
             nodes = None
         nodes, blank = self._drop(sample, epoch, nodes)
+        nodes = self._jitter(sample, epoch, nodes)
         expanded = conversation.expand(
             encoded,
             model.num_image_tokens,
@@ -159,6 +162,17 @@ class Encoder:
             keep = rng.random(len(nodes.boxes)) >= self.node_dropout
             nodes = graphs.Nodes(*(part[keep] for part in nodes))
         return None if graph < self.graph_dropout else nodes, bool(image < self.image_dropout)
+
+    def _jitter(self, sample, epoch, nodes) -> graphs.Nodes | None:
+        if nodes is None or not self.node_jitter:
+            return nodes
+        key = sources.draw(self.seed, "jitter", sample.record_key, epoch)
+        bounds = (0.0, 0.0, 1.0, 1.0)
+        if sample.entities is not None:
+            side, fit = self.model.vision.image_size, self.model.image_fit
+            bounds = graphs.image_bounds(sample.entities.size, fit, image_size=side)
+        rng = np.random.Generator(np.random.Philox(key=key))
+        return graphs.jitter(nodes, self.node_jitter, rng=rng, bounds=bounds)
 
     def _predicates(self, sample, nodes) -> np.ndarray | None:
         graph = self.model.graph

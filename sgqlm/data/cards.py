@@ -1,6 +1,7 @@
 """Data set cards: where a data set comes from, under which terms, and what its files are."""
 
 import dataclasses
+import difflib
 import json
 import os
 import pathlib
@@ -8,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
-from sgqlm.data import records
+from sgqlm.data import llava_json, records
+
+READER = "llava_json"  # of a card that names no other
+_DEPTH = ("", "*/", "*/*/")  # where below its folder a file may lie: deeper are only images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Card:
     licence: str
     files: Sequence[Mapping[str, Any]]
     rest: Mapping[str, Any]
+
+    @property
+    def reader(self) -> str:
+        """Return what reads the files: `llava_json`, or the name of a reader of relations."""
+        return self.rest.get("reader", READER)
 
 
 def load(path: str | os.PathLike) -> Card:
@@ -55,6 +64,88 @@ def load(path: str | os.PathLike) -> Card:
     return Card(**known, rest=values)
 
 
+def folder() -> pathlib.Path:
+    """Return the folder of the cards that come with a checkout.
+
+    Raises:
+        SgqlmError: sgqlm is installed without its checkout.
+    """
+    found = pathlib.Path(__file__).resolve().parents[2] / "data"
+    if not any(found.glob("*/card.json")):
+        raise errors.SgqlmError(
+            "this installation has no data set cards",
+            where=str(found),
+            why="they come with a checkout of sgqlm (pip install -e), not with the package",
+            fix="give the path of a card.json",
+        )
+    return found
+
+
+def every() -> list[Card]:
+    """Return the cards of the checkout, by name."""
+    return [load(path) for path in sorted(folder().glob("*/card.json"))]
+
+
+def find(name: str | os.PathLike) -> Card:
+    """Return a card by the name of a data set, or by its path.
+
+    Raises:
+        SgqlmError: there is none; the nearest name is told.
+    """
+    path = pathlib.Path(name)
+    if path.suffix == ".json" or (path / "card.json").is_file():
+        return load(path)
+    known = {found.parent.name: found for found in folder().glob("*/card.json")}
+    if str(name) not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        fix = f"did you mean {near[0]}? " if near else ""
+        raise errors.SgqlmError(
+            f"there is no card {str(name)!r}",
+            where=f"--card={name}",
+            fix=fix + "known: " + ", ".join(sorted(known)),
+        )
+    return load(known[str(name)])
+
+
+def json_file(card: Card, folder: pathlib.Path) -> pathlib.Path:
+    """Return the json of a LLaVA data set, in a folder or up to two folders below it.
+
+    Raises:
+        SgqlmError: it is not there, or more than once.
+    """
+    if folder.is_file():
+        return folder
+    if (name := card.rest.get("json")) is None:
+        return llava_json.find(folder)[0]
+    for depth in _DEPTH:
+        found = sorted(folder.glob(depth + name))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            break
+    raise errors.SgqlmError(
+        f"there is no {name}" if not found else f"there are several {name}",
+        where=str(folder),
+        why=f"{card.title}: {card.source}" if not found else ", ".join(map(str, found)),
+        fix="give the folder that it lies in, or name it with --json",
+        code=errors.DATA,
+    )
+
+
+def image_roots(card: Card, folder: pathlib.Path, file: pathlib.Path) -> list[pathlib.Path]:
+    """Return existing folders that the image paths of a card's json may start from.
+
+    Args:
+        card: the card, whose `images` is the usual one below the folder.
+        folder: where the data set lies.
+        file: its json.
+    """
+    folder = folder if folder.is_dir() else folder.parent
+    usual = folder / card.rest.get("images", ".")
+    places = (usual, folder, folder / "images", file.parent / "images", file.parent)
+    return list(dict.fromkeys(path for path in places if path.is_dir()))
+
+
 def missing_files(card: Card, folder: str | os.PathLike) -> list[str]:
     """Compare a folder with the files its card expects.
 
@@ -63,7 +154,10 @@ def missing_files(card: Card, folder: str | os.PathLike) -> list[str]:
     """
     folder, lines = pathlib.Path(folder), []
     for file in card.files:
-        found = sorted(folder.glob(file["path"]))
+        name = file["path"].removeprefix("**/")
+        is_deep = name != file["path"] or name == card.rest.get("json")
+        depths = _DEPTH if is_deep else ("",)
+        found = [path for depth in depths for path in sorted(folder.glob(depth + name))]
         if not found and file["required"]:
             lines.append(f"{file['path']}: missing ({file['what']})")
         if "sha256" in file:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -93,11 +95,9 @@ class Entities:
     ) -> "Entities":
         """Return entities whose masks are their boxes (annotations without masks)."""
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-        masks = np.zeros((len(boxes), *size), bool)
-        for mask, (x0, y0, x1, y1) in zip(masks, np.round(boxes).astype(int), strict=True):
-            mask[max(y0, 0) : max(y1, y0 + 1, 0), max(x0, 0) : max(x1, x0 + 1, 0)] = True
+        masks = [_box_rle(box, size) for box in np.round(boxes).astype(int).tolist()]
         scores = np.ones(len(boxes), np.float32) if scores is None else scores
-        return cls([encode_rle(mask) for mask in masks], boxes, list(labels), scores, size)
+        return cls(masks, boxes, list(labels), scores, size)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Entities":
         """Return the entities at `indices`, in that order."""
@@ -139,6 +139,23 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     """Return the compressed COCO run-length code of a bool[h, w] mask."""
     code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"]}
+
+
+def _box_rle(box: Sequence[int], size: tuple[int, int]) -> dict[str, Any]:
+    """Return the run-length code of a box of at least one pixel, as far as it is in the image."""
+    (height, width), (x0, y0, x1, y1) = size, box
+    left, right = max(x0, 0), min(max(x1, x0 + 1), width)
+    top, bottom = max(y0, 0), min(max(y1, y0 + 1), height)
+    columns, rows = right - left, bottom - top
+    if columns <= 0 or rows <= 0:
+        runs = [height * width]
+    else:
+        if rows == height:  # whole columns are one run
+            rows, columns = rows * columns, 1
+        runs = [left * height + top, *[rows, height - rows] * (columns - 1), rows]
+        runs += [height * width - sum(runs)] if sum(runs) < height * width else []
+    code = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return {"size": [height, width], "counts": code["counts"]}
 
 
 def decode_rle(rle: Rle) -> np.ndarray:
@@ -194,6 +211,23 @@ def view(grid: int, fit: str, *, image_size: int | None = None) -> str:
     The side of the model's square counts with `crop` alone, see `window`.
     """
     return f"{grid}x{grid}:{fit}" + (f"@{image_size}" if fit == "crop" and image_size else "")
+
+
+def parse_view(name: str) -> tuple[int, str, int | None]:
+    """Return the grid, fit and image side that `view` made a name of; the side may be None.
+
+    Raises:
+        SgqlmError: it is not the name of a view.
+    """
+    found = re.fullmatch(r"(\d+)x\1:(pad|crop)(?:@(\d+))?", name)
+    grid, fit, side = found.groups() if found else ("0", "", None)
+    image_size = int(side) if side else None
+    if not 0 < int(grid) <= 1024 or view(int(grid), fit, image_size=image_size) != name:
+        raise errors.SgqlmError(
+            f"{name!r} is no view of patches", where="--views",
+            fix="give a square grid and how images are fitted: 24x24:pad, 24x24:crop@336",
+        )  # fmt: skip
+    return int(grid), fit, image_size
 
 
 def coverage(
@@ -327,6 +361,76 @@ def make_nodes(
             tokens = list(encode(entities.labels[int(index)]))[: len(ids)] if len(ids) else []
             ids[: len(tokens)] = tokens
     return Nodes(cover[order], boxes[order], label_ids, order)
+
+
+def image_bounds(
+    size: tuple[int, int], fit: str, *, image_size: int | None = None
+) -> tuple[float, float, float, float]:
+    """Return the part of the model's square that shows the image, x0, y0, x1, y1 in 0..1.
+
+    A 4 x 2 image (width x height) has the bounds (0, 0.25, 1, 0.75) with `pad`.
+    """
+    height, width = size
+    x0, y0, x1, y1 = window(size, fit, image_size=image_size)
+    spans = [(0 - x0) / (x1 - x0), (0 - y0) / (y1 - y0)]
+    spans += [(width - x0) / (x1 - x0), (height - y0) / (y1 - y0)]
+    left, top, right, bottom = (min(max(side, 0.0), 1.0) for side in spans)
+    return left, top, right, bottom
+
+
+def jitter(
+    nodes: Nodes,
+    amount: float,
+    *,
+    rng: np.random.Generator,
+    bounds: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+) -> Nodes:
+    """Move and scale every node a little, its box and its coverage alike.
+
+    Each side of a box is scaled by a factor in 1 - amount ... 1 + amount and its centre moved by up
+    to `amount` of that side; a box that would leave the image is moved back into it. The coverage
+    is that of the same shape moved in the same way, exact for shapes that are even within a patch;
+    no node loses all of it.
+
+    Args:
+        nodes: the nodes of one image.
+        amount: share of a side, in 0..1; with 0 the nodes stay as they are.
+        rng: source of the draws.
+        bounds: part of the square that shows the image, see `image_bounds`.
+
+    Returns:
+        As many nodes, in the same order.
+    """
+    if not amount or not len(nodes.boxes):
+        return nodes
+    draws = rng.uniform(-amount, amount, (len(nodes.boxes), 2, 2))
+    low, high = np.array(bounds[:2]), np.array(bounds[2:])
+    start, stop = nodes.boxes[:, :2].astype(float), nodes.boxes[:, 2:].astype(float)
+    side = stop - start
+    scaled = np.minimum(side * (1 + draws[:, 0]), np.maximum(high - low, 1e-6))
+    middle = (start + stop) / 2 + draws[:, 1] * side
+    moved = np.clip(middle - scaled / 2, low, np.maximum(high - scaled, low))
+    boxes = np.concatenate([moved, moved + scaled], 1).clip(0, 1).astype(np.float32)
+    grid = math.isqrt(nodes.coverage.shape[1])
+    cover = nodes.coverage.reshape(-1, grid, grid).astype(np.float64)
+    factor = np.where(side > 0, scaled / np.maximum(side, 1e-9), 1.0)
+    shares = [_moved(grid, start[:, k], moved[:, k], factor[:, k], bounds[k::2]) for k in (0, 1)]
+    exact = (shares[1] @ cover @ shares[0].transpose(0, 2, 1)).reshape(len(boxes), -1)
+    result = np.floor(exact + 0.5).clip(0, 255).astype(np.uint8)
+    lost = (result.max(1) == 0) & (nodes.coverage.max(1) > 0)
+    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2 * grid).astype(int).clip(0, grid - 1)
+    best = np.where(exact.max(1) > 0, exact.argmax(1), centre[:, 1] * grid + centre[:, 0])
+    result[lost, best[lost]] = 1
+    return nodes._replace(coverage=result, boxes=boxes)
+
+
+def _moved(grid, start, moved, factor, bounds) -> np.ndarray:
+    """Return [n, grid, grid], the share of old patch i under new patch j along one axis."""
+    edges = np.arange(grid + 1) / grid
+    # where the new patches lie in the old square; what left the image is seen by none of them
+    new = (np.clip(edges, *bounds) - moved[:, None]) / factor[:, None] + start[:, None]
+    inside = np.minimum(new[:, 1:, None], edges[1:]) - np.maximum(new[:, :-1, None], edges[:-1])
+    return inside.clip(0) * (grid * factor)[:, None, None]
 
 
 def stack(

@@ -70,6 +70,19 @@ def open_image(source: ImageSource, *, where: str = "") -> Image.Image:
     return picture
 
 
+def upright_size(data: bytes, *, where: str = "") -> tuple[int, int]:
+    """Return (width, height) of the picture that `open_image` gives, without decoding it."""
+    try:
+        with _opened(data) as image:
+            orientation = _orientation(image)
+            _draft(image)
+            width, height = image.size
+    except (*_BROKEN, Image.DecompressionBombError) as error:
+        fix = "replace the file, or remove its record"
+        raise _problem("the image cannot be decoded", where, str(error), fix) from error
+    return (height, width) if orientation >= 5 else (width, height)
+
+
 def to_square(image: Image.Image, size: int, fit: str) -> np.ndarray:
     """Return the square the vision tower takes.
 

@@ -1,23 +1,27 @@
 """LLaVA json files with their image folders: reading, and a report of all that is wrong."""
 
+import array
 import collections
+import contextlib
 import dataclasses
-import json
+import itertools
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from sgqlm import errors
-from sgqlm.data import images
+from sgqlm.data import decode_check, image_tree, json_stream
 from sgqlm.text import rules
 
 IMAGE = "<image>"
+OPENING = "opening answer"  # the conversation begins with gpt, which is left out
+NOTES = frozenset({"unique id", image_tree.RENAMED, OPENING})  # rules that cost no record
 Turn = dict[str, str]
-_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")  # `http://...`, also `file:/...`
-_SHOWN = 100  # characters of an id or a path that a message repeats
-Progress = Callable[[int, int], None]
+_ROLES = {"user": "human", "assistant": "gpt"}
+_PROBED = 200  # records whose images tell the image root
+_STEP = 500  # records between two calls of `progress`
+Progress = Callable[[str, int, int], None]  # what, done, altogether
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,23 +43,113 @@ class Fault(NamedTuple):
 
     @property
     def drops(self) -> bool:
-        """Whether the record cannot be used; a repeated id is only reported."""
-        return self.rule != "unique id"
+        """Whether the record cannot be used; a repeated id, for instance, is only reported."""
+        return self.rule not in NOTES
 
     def __str__(self) -> str:
         """Return one line: record, rule, message."""
         return f"{self.record or 'file'}: {self.rule}: {self.message}"
 
 
-class Scan(NamedTuple):
-    """The usable records of a file, all faults, and how many records there are in all.
+class Excluded(NamedTuple):
+    """A record that is left out on request: its id, its image, and the lists that name it."""
 
-    A line of a jsonl file that cannot be read counts as a record.
+    record: str
+    image: str
+    lists: tuple[str, ...]
+
+
+class Scan(NamedTuple):
+    """What is in a file.
+
+    Attributes:
+        records: the usable ones.
+        faults: in the order of the records.
+        total: records in all; a line of a jsonl file that cannot be read counts as one.
+        folders: images that were looked for, by folder.
+        excluded: records left out on request, whatever their faults.
     """
 
-    records: list[Record]
+    records: "Records"
     faults: list[Fault]
     total: int
+    folders: Sequence[image_tree.Folder] = ()
+    excluded: Sequence[Excluded] = ()
+
+
+class Records(Sequence[Record]):
+    """Records of a file, read from it when they are asked for; only their places are kept.
+
+    So a file of a gigabyte takes some tens of megabytes of memory. Picklable.
+    """
+
+    def __init__(self, file: pathlib.Path, root: pathlib.Path):
+        """Start without records; `root` is the resolved image folder."""
+        self.file, self.root = file, root
+        self._stamp = _stamp(file)
+        self._spans, self._numbers = array.array("q"), array.array("q")
+        self._keys: list[str] = []
+
+    def add(self, number: int, entry: json_stream.Entry, key: str) -> None:
+        """Append record `number` of the file; `key` is that of its image, or empty."""
+        self._spans.extend((entry.start, entry.end))
+        self._numbers.append(number)
+        self._keys.append(key)
+
+    def keys(self) -> list[str]:
+        """Return the image key of every record, empty without an image."""
+        return self._keys
+
+    def pick(self, wanted: Iterable[int]) -> "Records":
+        """Return the records at these positions."""
+        found = Records(self.file, self.root)
+        for at in wanted:
+            found._spans.extend(self._spans[2 * at : 2 * at + 2])
+            found._numbers.append(self._numbers[at])
+            found._keys.append(self._keys[at])
+        return found
+
+    def name(self, at: int) -> tuple[int, str]:
+        """Return the number in the file and the name of the record at a position."""
+        with self._open() as file:
+            return self._numbers[at], self._read(file, at).id
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self._keys)
+
+    def __getitem__(self, index):
+        """Read one record, or a list of them for a slice."""
+        wanted = range(len(self))[index]
+        with self._open() as file:
+            if isinstance(wanted, range):
+                return [self._read(file, at) for at in wanted]
+            return self._read(file, wanted)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Read all records in order."""
+        if not len(self):
+            return
+        with self._open() as file:
+            for at in range(len(self)):
+                yield self._read(file, at)
+
+    def _open(self) -> BinaryIO:
+        if _stamp(self.file) != self._stamp:
+            raise errors.SgqlmError(
+                "the json was changed while it was in use",
+                where=str(self.file),
+                fix="start again",
+                code=errors.DATA,
+            )
+        return self.file.open("rb")
+
+    def _read(self, file: BinaryIO, at: int) -> Record:
+        entry = json_stream.read_at(file, self._spans[2 * at], self._spans[2 * at + 1])
+        turns = entry.get("conversations")
+        key, turns = self._keys[at], _turns(turns)[0] if isinstance(turns, list) else []
+        name = image_tree.shown(_id(entry, self._numbers[at]))
+        return Record(name, self.root / key if key else None, key, turns)
 
 
 def find(path: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path]:
@@ -91,7 +185,25 @@ def find(path: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path]:
     return path, root if root.is_dir() else path.parent
 
 
-def read(json_file: str | os.PathLike, image_root: str | os.PathLike) -> list[Record]:
+def probe(
+    json_file: pathlib.Path, roots: Sequence[pathlib.Path], *, follow_links: bool = False
+) -> pathlib.Path:
+    """Return the folder below which most of the first images of a json lie.
+
+    Args:
+        json_file: the file.
+        roots: existing folders to choose from; the first wins a tie.
+        follow_links: as for `examine`.
+    """
+    found = (entry.value for entry in json_stream.entries(json_file) if not entry.problem)
+    names = (_image(value)[0] for value in found if isinstance(value, dict))
+    first = list(itertools.islice((name for name in names if name), _PROBED))
+    trees = [image_tree.Tree(root, follow_links=follow_links) for root in roots]
+    hits = [sum(bool(tree.locate(name).key) for name in first) for tree in trees]
+    return roots[hits.index(max(hits))]
+
+
+def read(json_file: str | os.PathLike, image_root: str | os.PathLike) -> Records:
     """Read all records of a file whose json, turns and image paths are right.
 
     Raises:
@@ -119,47 +231,133 @@ def examine(
     *,
     template: str = "v1_sq",
     decode: bool = True,
+    workers: int = 1,
+    follow_links: bool = False,
+    exclude: Callable[[str], tuple[str, ...]] | None = None,
     progress: Progress | None = None,
 ) -> Scan:
     """Read a file as far as it can be read.
 
     Rules of this layer: `json`, `record shape`, `unique id`, `image inside root`, `image exists`,
-    `image decodes`, `image has <image>`, `<image> has image`, `one <image>`; those of the turns
-    (roles, order, empty text, ...) are in `text.rules`.
+    `image suffix`, `image decodes`, `image has <image>`, `<image> has image`, `one <image>`,
+    `opening answer`; those of the turns (roles, order, empty text, ...) are in `text.rules`.
+    What the published files have and is read without a fault: an absent, null or empty `image`, a
+    list of one image, numbers as ids, roles `user` and `assistant`, further entries.
 
     Args:
         json_file: a list of `{"id", "image", "conversations"}`, or one such object a line (jsonl).
         image_root: folder that image paths start from and may not leave, also not by a link.
         template: conversation format that the turns have to fit.
         decode: also decode every image.
-        progress: called with (records done, records in all).
+        workers: processes that decode.
+        follow_links: allow links out of the image folder.
+        exclude: gives the lists that ask for an image to be left out.
+        progress: called with (what, done, altogether): bytes read, then images decoded.
 
     Returns:
         Usable records in order, faults in order, number of records.
     """
-    json_file, root = pathlib.Path(json_file), pathlib.Path(image_root).resolve()
-    entries, faults = _entries(json_file)
-    total = len(entries) + (len(faults) if json_file.suffix == ".jsonl" else 0)
-    records: list[Record] = []
-    seen: dict[str, str] = {}  # image key: fault of the image, or empty
-    ids: dict[str, list[int]] = collections.defaultdict(list)
-    for index, entry in enumerate(entries):
-        record, found = _record(entry, index, root, template)
-        same = ids[_id(entry, index)]
-        same.append(index)
-        if len(same) == 2:
-            found.append(Fault(record.id, "unique id", f"records #{same[0]} and #{index} have it"))
-        if decode and record.image is not None:
-            if record.key not in seen:
-                seen[record.key] = _decode_fault(record.image)
-            if seen[record.key]:
-                found.append(Fault(record.id, "image decodes", seen[record.key]))
-        faults += found
-        if not any(fault.drops for fault in found):
-            records.append(record)
+    json_file = pathlib.Path(json_file)
+    reader = _Reader(json_file, image_root, template, exclude, follow_links=follow_links)
+    reader.read(progress)
+    if decode:
+        reader.decode(workers, progress)
+    return reader.scan()
+
+
+class _Reader:
+    """The work of `examine`: one pass over the file, then one over the images."""
+
+    def __init__(self, file, root, template, exclude, *, follow_links: bool):
+        self._tree = image_tree.Tree(root, follow_links=follow_links)
+        self._file, self._template, self._exclude = file, template, exclude
+        self._entries = Records(file, self._tree.root)
+        self._bad: set[int] = set()  # positions among the entries
+        self._faults: list[tuple[int, Fault]] = []
+        self._ids: dict[str, int] = {}  # number of the first record; -1 once it was reported
+        self._excluded: list[Excluded] = []
+        self._total, self._is_broken = 0, False
+        self._foreign: collections.Counter[tuple[str, ...]] = collections.Counter()
+
+    def read(self, progress: Progress | None) -> None:
+        """Read every record."""
+        size = self._file.stat().st_size if self._file.is_file() else 0
+        for number, entry in enumerate(json_stream.entries(self._file)):
+            if entry.problem:
+                self._is_broken |= entry.is_last
+                self._faults.append((number, Fault("", "json", entry.problem)))
+                self._total += not entry.is_last
+                continue
+            self._total += 1
+            self._add(number, entry)
+            if progress and number % _STEP == 0:
+                progress("read", entry.end, size)
         if progress:
-            progress(index + 1, len(entries))
-    return Scan(records, faults, total)
+            progress("read", size, size)
+
+    def decode(self, workers: int, progress: Progress | None) -> None:
+        """Decode every image once; a fault of an image is one of all its records."""
+        keys = list(dict.fromkeys(key for key in self._entries.keys() if key))  # noqa: SIM118
+        problems = decode_check.problems(
+            [self._tree.root / key for key in keys], workers=workers, progress=progress
+        )
+        if not problems:
+            return
+        broken = {keys[at]: problem for at, problem in problems.items()}
+        for at, key in enumerate(self._entries.keys()):
+            if key in broken:
+                number, name = self._entries.name(at)
+                self._faults.append((number, Fault(name, "image decodes", broken[key])))
+                self._bad.add(at)
+
+    def scan(self) -> Scan:
+        """Return what was found."""
+        faults = [fault for _, fault in sorted(self._faults, key=lambda pair: pair[0])]
+        good = (at for at in range(len(self._entries)) if at not in self._bad)
+        if self._foreign and self._foreign.total() == self._total:
+            faults, good = [_foreign_fault(self._foreign.most_common(1)[0][0])], ()
+        if self._is_broken:  # what follows is unknown, so this is not the whole data set
+            good = ()
+        records = self._entries.pick(good)
+        return Scan(records, faults, self._total, self._tree.folders(), self._excluded)
+
+    def _add(self, number: int, entry: json_stream.Entry) -> None:
+        value = entry.value
+        name = image_tree.shown(_id(value, number))
+        image, problem = _image(value)
+        if self._is_excluded(name, image):
+            return
+        faults = [] if isinstance(value, dict) else [_shape(name, value, "an object")]
+        key, turns = "", value.get("conversations") if isinstance(value, dict) else None
+        if problem:
+            faults.append(Fault(name, "record shape", problem))
+        elif image is not None:
+            place = self._tree.locate(image)
+            key = place.key
+            faults += [Fault(name, place.rule, place.message)] if place.rule else []
+        if isinstance(turns, list):
+            has_image = image is not None or bool(problem)
+            faults += _turn_faults(name, turns, self._template, has_image)
+        elif isinstance(value, dict):
+            faults.append(_no_turns(name, value))
+            self._foreign[tuple(map(str, value))] += not {"conversations"} & set(value)
+        faults += self._repeated(value, name, number)
+        self._faults += [(number, fault) for fault in faults]
+        if any(fault.drops for fault in faults):
+            self._bad.add(len(self._entries))
+        self._entries.add(number, entry, key)
+
+    def _is_excluded(self, name: str, image: str | None) -> bool:
+        lists = self._exclude(image) if self._exclude and image else ()
+        if lists:
+            self._excluded.append(Excluded(name, image_tree.shown(image or ""), lists))
+        return bool(lists)
+
+    def _repeated(self, value: Any, name: str, number: int) -> Iterator[Fault]:
+        first = self._ids.setdefault(_id(value, number), number)
+        if 0 <= first < number:
+            self._ids[_id(value, number)] = -1
+            yield Fault(name, "unique id", f"records #{first} and #{number} have it")
 
 
 def refuse(faults: Sequence[Fault], where: str, *, shown: int = 20) -> None:
@@ -184,41 +382,11 @@ def refuse(faults: Sequence[Fault], where: str, *, shown: int = 20) -> None:
     )
 
 
-def _entries(path: pathlib.Path) -> tuple[list[Any], list[Fault]]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        return [], [Fault("", "json", f"the file cannot be read: {error.strerror}")]
-    except UnicodeDecodeError as error:
-        return [], [Fault("", "json", f"byte {error.start} is not UTF-8")]
-    if path.suffix == ".jsonl":
-        return _lines(text)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return [], [Fault("", "json", _json_problem(error))]
-    if not isinstance(value, list):
-        return [], [Fault("", "json", f"the file holds a {type(value).__name__}, not a list")]
-    return value, []
-
-
-def _lines(text: str) -> tuple[list[Any], list[Fault]]:
-    values, faults = [], []
-    # not `splitlines`: json allows U+2028 and its like inside a text
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            values += [json.loads(line)] if line.strip() else []
-        except (ValueError, RecursionError) as error:
-            faults.append(Fault("", "json", _json_problem(error, number)))
-    return values, faults
-
-
-def _json_problem(error: Exception, line: int = 0) -> str:
-    """Say what is wrong with a json text, and where if that is known."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"line {line or error.lineno}, column {error.colno}: {error.msg}"
-    problem = "brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
-    return f"line {line}: {problem}" if line else problem
+def _stamp(file: pathlib.Path) -> tuple[int, int]:
+    with contextlib.suppress(OSError):
+        found = file.stat()
+        return found.st_size, found.st_mtime_ns
+    return 0, 0
 
 
 def _id(entry: Any, index: int) -> str:
@@ -226,37 +394,55 @@ def _id(entry: Any, index: int) -> str:
     return str(given) if given not in (None, "") else f"#{index}"
 
 
-def _shown(text: str) -> str:
-    """Return a text of a data set as messages may show it: short, on one line, printable."""
-    text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-    return text if text.isprintable() else ascii(text)[1:-1]
+def _image(entry: Any) -> tuple[str | None, str]:
+    """Return the image path of an entry, None without one, and what is wrong with it."""
+    image = entry.get("image") if isinstance(entry, dict) else None
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
+    if image is None or image == "":
+        return None, ""
+    if isinstance(image, list):
+        return None, f"`image` is not one path but a list of {len(image)}"
+    return (image, "") if isinstance(image, str) else (None, "`image` is not one path")
 
 
-def _record(entry: Any, index: int, root: pathlib.Path, template: str):
-    """Return the record of an entry, as far as there is one, and its faults."""
-    name = _shown(_id(entry, index))
-    if not isinstance(entry, dict):
-        fault = Fault(name, "record shape", f"it is a {type(entry).__name__}, not an object")
-        return Record(name, None, "", []), [fault]
-    turns, image = entry.get("conversations"), entry.get("image")
-    faults = []
-    if image is not None and (not isinstance(image, str) or not image):
-        faults.append(Fault(name, "record shape", "`image` is not one path"))
-        path = None
-    else:
-        path, problem = _locate(image, root) if image is not None else (None, None)
-        faults += [Fault(name, *problem)] if problem else []
-    key = path.relative_to(root).as_posix() if path else ""
-    if not isinstance(turns, list):
-        kind = f"is a {type(turns).__name__}, not a list"
-        problem = kind if "conversations" in entry else "is missing"
-        faults.append(Fault(name, "record shape", f"`conversations` {problem}"))
-        return Record(name, path, key, []), faults
-    return Record(name, path, key, turns), faults + _turn_faults(name, turns, template, image)
+def _turns(turns: list[Any]) -> tuple[list[Any], bool]:
+    """Return turns with the roles of LLaVA, and whether an opening answer was left out.
+
+    Upstream leaves an opening gpt message out as well (its `vicuna_v1`).
+    """
+    found = [
+        {"from": _ROLES.get(turn["from"], turn["from"]), "value": turn.get("value")}
+        if isinstance(turn, dict) and isinstance(turn.get("from"), str)
+        else turn
+        for turn in turns
+    ]
+    whose = [turn.get("from") if isinstance(turn, dict) else None for turn in found[:3]]
+    opens = whose == ["gpt", "human", "gpt"]
+    return (found[1:] if opens else found), opens
 
 
-def _turn_faults(name: str, turns: list, template: str, image: Any) -> list[Fault]:
-    has_image = image is not None
+def _shape(name: str, value: Any, wanted: str) -> Fault:
+    return Fault(name, "record shape", f"it is a {type(value).__name__}, not {wanted}")
+
+
+def _no_turns(name: str, entry: dict) -> Fault:
+    kind = f"is a {type(entry.get('conversations')).__name__}, not a list"
+    problem = kind if "conversations" in entry else "is missing"
+    return Fault(name, "record shape", f"`conversations` {problem}")
+
+
+def _foreign_fault(keys: tuple[str, ...]) -> Fault:
+    """Return the fault of a file of which no record has conversations."""
+    message = f"no record has `conversations`; they have {', '.join(keys[:8])}"
+    if {"question_id", "text", "question", "instruction", "prompt"} & set(keys):
+        message += ": a file of questions or answers, of an evaluation for instance, and not of "
+        message += "training conversations"
+    return Fault("", "record shape", message)
+
+
+def _turn_faults(name: str, turns: list, template: str, has_image: bool) -> list[Fault]:
+    turns, opens = _turns(turns)
     found = [
         Fault(name, f.rule, f.message if f.turn is None else f"turn {f.turn}: {f.message}")
         for f in rules.faults(turns, template=template, has_image=has_image)
@@ -264,31 +450,9 @@ def _turn_faults(name: str, turns: list, template: str, image: Any) -> list[Faul
     ]
     if not any(fault.rule == "turn shape" for fault in found):
         found += [Fault(name, *problem) for problem in _placeholder_faults(turns, has_image)]
+    if opens:
+        found.append(Fault(name, OPENING, "it begins with gpt; that turn is left out"))
     return found
-
-
-def _locate(image: str, root: pathlib.Path):
-    """Return the file an image path means and no fault, or no file and (rule, message).
-
-    What the text alone gives away is refused before the file system is asked.
-    """
-    outside = "image inside root"
-    shown = _shown(image)
-    if "\0" in image:
-        return None, (outside, f"{shown} has a zero byte")
-    if _ADDRESS.match(image):
-        return None, (outside, f"{shown} is an address, outside the image folder")
-    is_away = os.path.isabs(image) or os.path.normpath(image).split(os.sep)[0] == os.pardir
-    try:
-        path = root if is_away else (root / image).resolve()
-        if is_away or not path.is_relative_to(root):
-            return None, (outside, f"{shown} is outside the image folder")
-        if not path.is_file():
-            return None, ("image exists", f"{shown} is missing")
-    except (OSError, ValueError, RuntimeError) as error:  # too long, half a character, a link loop
-        problem = getattr(error, "strerror", "") or type(error).__name__
-        return None, ("image exists", f"{shown}: {problem}")
-    return path, None
 
 
 def _placeholder_faults(turns: Iterable[Turn], has_image: bool) -> Iterator[tuple[str, str]]:
@@ -305,11 +469,3 @@ def _placeholder_faults(turns: Iterable[Turn], has_image: bool) -> Iterator[tupl
         yield "one <image>", f"{IMAGE} stands {len(holders)} times"
     if has_image and any(who == "gpt" for _, who in holders):
         yield "one <image>", f"{IMAGE} in an answer"
-
-
-def _decode_fault(path: pathlib.Path) -> str:
-    try:
-        images.open_image(path)
-    except errors.SgqlmError as error:
-        return f"{path.name}: {error.what}" + (f" ({error.why})" if error.why else "")
-    return ""

@@ -1,11 +1,12 @@
 """Which records make up step s: a pure function of (seed, step)."""
 
 import dataclasses
+import fractions
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from sgqlm import errors
@@ -47,13 +48,17 @@ class Bounds:
 class Mixture:
     """The order of records: mixed by weight, shuffled anew in every pass, batched by length.
 
+    A weight says how often an epoch passes over a source, so that the sizes of the sources count:
+    with weights of 1 every record of 558,000 and of 5,000 comes once an epoch, and with 0.5 every
+    record of that source once in two epochs. The records of a source are spread evenly.
+
     Without `repeat` all sources are read once, one after the other, and the last batch is filled
     with padding. With several buckets, the records of `WINDOW` steps are sorted by length, cut into
     batches and the batches put in a random order, so that a batch needs little padding.
 
     Args:
         sizes: records of each source.
-        weights: share of each source among the samples.
+        weights: passes over each source in one epoch.
         batch_size: records of a global batch.
         seed: of the order.
         shuffle: whether to shuffle.
@@ -84,9 +89,9 @@ class Mixture:
         self._sizes, self._seed, self._shuffle = tuple(sizes), seed, shuffle
         self._batch_size, self._buckets = batch_size, tuple(sorted(buckets))
         self._bounds, self._default_runs = tuple(bounds), default_runs
-        self.num_records = sum(sizes)
+        self.num_records = epoch_size(sizes, weights) if repeat else sum(sizes)
         self.num_steps = None if repeat else -(-self.num_records // batch_size)
-        self._order = self._endless(weights) if repeat else self._once()
+        self._shares = _shares(sizes, weights) if repeat else ()
         self._last_window = -1, np.zeros((0, 0), np.int64)
         self._by_length = shuffle and len(self._buckets) > 1 and self._known()
 
@@ -101,33 +106,20 @@ class Mixture:
         items = [self._item(position) for position in positions]
         return Step(items, self._length(items), self._runs(items))
 
-    def _endless(self, weights) -> grain.MapDataset:
-        parts = [
-            grain.MapDataset.range(size)
-            .repeat()
-            .map_with_index(functools.partial(self._pick, source))
-            for source, size in enumerate(self._sizes)
-        ]
-        return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, list(weights))
-
-    def _once(self) -> grain.MapDataset:
-        parts = [
-            grain.MapDataset.range(size).map_with_index(functools.partial(self._pick, source))
-            for source, size in enumerate(self._sizes)
-        ]
-        return grain.MapDataset.concatenate(parts)
-
-    def _pick(self, source: int, position: int, index: int) -> Item:
-        epoch = position // self._sizes[source]
+    def _item(self, position: int) -> Item:
+        if self.num_steps is None:
+            source, position = _interleaved(position, self._shares)
+        elif position >= self.num_records:
+            return PADDING_ITEM
+        else:
+            source = 0
+            while position >= self._sizes[source]:
+                position -= self._sizes[source]
+                source += 1
+        epoch, index = divmod(position, self._sizes[source])
         if self._shuffle:
             index = int(_permutation(self._seed, source, self._sizes[source], epoch)[index])
         return Item(source, index, epoch)
-
-    def _item(self, position: int) -> Item:
-        if self.num_steps is not None and position >= self.num_records:
-            return PADDING_ITEM
-        item = self._order[position]
-        return PADDING_ITEM if item is None else item
 
     def _known(self) -> bool:
         return all(bound.lengths is not None for bound in self._bounds)
@@ -162,6 +154,41 @@ class Mixture:
             batches = batches[_permutation(self._seed, -1, WINDOW, window)]
             self._last_window = window, batches
         return batches
+
+
+def epoch_size(sizes: Sequence[int], weights: Sequence[float]) -> int:
+    """Return the records of one epoch: weight times size, over all sources, rounded up."""
+    parts = (_exact(weight) * size for size, weight in zip(sizes, weights, strict=True))
+    return math.ceil(sum(parts))
+
+
+def _exact(weight: float) -> fractions.Fraction:
+    """Return the weight that was written; 0.1 is a tenth."""
+    return fractions.Fraction(str(weight))
+
+
+def _shares(sizes: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
+    """Return the smallest whole numbers in the proportion of weight times size."""
+    parts = [_exact(weight) * size for size, weight in zip(sizes, weights, strict=True)]
+    whole = [int(part * math.lcm(*(p.denominator for p in parts))) for part in parts]
+    return tuple(part // math.gcd(*whole) for part in whole)
+
+
+def _interleaved(position: int, shares: Sequence[int]) -> tuple[int, int]:
+    """Return the source at a position of the endless order, and the position in that source.
+
+    Each source takes its share of what those before it leave. Of the first k records, source 0 has
+    k - floor(k (S - s_0) / S), with S the sum of all shares; so the counts are exact after every S.
+
+    Example: shares (2, 1) give sources 0, 0, 1, 0, 0, 1, ...
+    """
+    rest, here, behind = sum(shares), position, position + 1
+    for source, share in enumerate(shares):
+        left_here, left_behind = here * (rest - share) // rest, behind * (rest - share) // rest
+        if here - left_here != behind - left_behind:
+            return source, here - left_here
+        rest, here, behind = rest - share, left_here, left_behind
+    raise AssertionError("the last source takes all that is left")
 
 
 @functools.lru_cache(maxsize=8)

@@ -157,7 +157,7 @@ class Loader:
         data: buckets, workers, dropout, fault budget.
         batch_size: samples of a global batch.
         seed: of order and draws.
-        weights: share of each source among the samples; by default its share of the records.
+        weights: passes over each source in one epoch; 1 by default.
         template: conversation format; empty: `text.template`.
         self_questioning: probability of a self-asked turn; None: `text.self_questioning`.
         question_weight: factor of the loss of self-asked question tokens.
@@ -201,13 +201,13 @@ class Loader:
         """See the class."""
         rows = _share(batch_size, process_index, process_count) if rows is None else rows
         asked = text.self_questioning if self_questioning is None else self_questioning
-        drop = data.graph_dropout, data.image_dropout, data.node_dropout
+        drop = data.graph_dropout, data.image_dropout, data.node_dropout, data.node_jitter
         encoder = batches.Encoder(
             model, text, tokenizer, template or text.template, asked, *drop, seed=seed
         )
         order = mixture.Mixture(
             [len(source) for source in sources],
-            weights or [len(source) for source in sources],
+            weights or [1.0] * len(sources),
             batch_size=batch_size,
             seed=seed,
             shuffle=data.shuffle and repeat,

@@ -233,7 +233,7 @@ class JsonSource(Source):
         self._records = scan.records
         self.dropped = scan.total - len(scan.records)
         self.name, self._root = name or file.stem, root
-        keys = list(dict.fromkeys(record.key for record in scan.records if record.key))
+        keys = list(dict.fromkeys(key for key in scan.records.keys() if key))  # noqa: SIM118
         self._keys, self._rows = keys, {key: row for row, key in enumerate(keys)}
         self._entities = join_entities(entities, file.parent / "entities", keys)
         digest = hashlib.sha256(json.dumps(keys).encode()).hexdigest()

@@ -72,9 +72,9 @@ class Generator:
     """
 
     def __init__(self, config: config_lib.ModelConfig, params: types.Params, *, eos_id: int):
-        self._mesh = _mesh_of(params)
+        self.mesh = _mesh_of(params)
         params, self.config = lora.merge(params, config)
-        self.params = _unstack(params, self._mesh)
+        self.params = _unstack(params, self.mesh)
         self.eos_id = eos_id
 
     def generate(
@@ -103,7 +103,7 @@ class Generator:
         """
         plan = self._plan(max_new_tokens, sampling)
         begin = self._start_from(batch, max_new_tokens, seed, rows, edge_permutation)
-        with self._on_mesh():
+        with self.on_mesh():
             written = _run(*begin, sampling, plan)
         return [self._until_end(row) for row in np.asarray(written)]
 
@@ -128,13 +128,13 @@ class Generator:
         """
         plan = self._plan(max_new_tokens, sampling)
         begin = self._start_from(batch, max_new_tokens, seed, None, None)
-        with self._on_mesh():
+        with self.on_mesh():
             state = _start(*begin, sampling, plan)
         for _ in range(max_new_tokens):
             if (token := int(state.token[0])) == self.eos_id:
                 return
             yield token
-            with self._on_mesh():  # not around the yield: there the caller's mesh holds
+            with self.on_mesh():  # not around the yield: there the caller's mesh holds
                 state = _step(self.params["llm"], state, sampling, plan)
 
     def _start_from(self, batch, max_new_tokens, seed, rows, edge_permutation):
@@ -147,16 +147,22 @@ class Generator:
             )
         rows = np.arange(len(batch.tokens)) if rows is None else np.asarray(rows)
         keys = sample.row_keys(seed, jnp.asarray(rows, jnp.int32))
-        if self._mesh is not None:
-            divides = len(rows) % mesh_lib.num_batch_shards(self._mesh) == 0
-            place = mesh_lib.batch_sharding if divides else mesh_lib.replicated
-            batch = jax.device_put(batch, place(self._mesh))
-        with self._on_mesh():
+        batch = self.place(batch)
+        with self.on_mesh():
             inputs = _embed(self.params, batch, edge_permutation, config=self.config)
         return self.params["llm"], inputs, batch.lengths, keys
 
-    def _on_mesh(self):
-        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+    def place(self, batch: types.Batch) -> types.Batch:
+        """Lay the rows of a batch over the devices; all of it on each where they do not divide."""
+        if self.mesh is None:
+            return batch
+        divides = len(batch.tokens) % mesh_lib.num_batch_shards(self.mesh) == 0
+        place = mesh_lib.batch_sharding if divides else mesh_lib.replicated
+        return jax.device_put(batch, place(self.mesh))
+
+    def on_mesh(self) -> contextlib.AbstractContextManager:
+        """Return the context in which programs of this model run."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def _plan(self, max_new_tokens, sampling):
         return Plan(self.config, self.eos_id, max_new_tokens, sampling.mode)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -62,6 +63,33 @@ def graph_prompt(text: str, config: config_lib.Config, tokenizer: Any) -> list[i
     return conversation.prompt(
         [human(text)], template, tokenizer=tokenizer, has_image=False
     ).prompt_ids
+
+
+def by_word(
+    ids: Sequence[int], attention: np.ndarray, tokenizer: Any
+) -> tuple[list[str], np.ndarray]:
+    """Sum the attention on tokens to attention on words, for pictures.
+
+    A word begins with a space, or is one wide character (Chinese, Japanese, Korean).
+
+    Args:
+        ids: the q tokens of a prompt.
+        attention: f32[n, q].
+        tokenizer: the one that made the ids.
+
+    Returns:
+        The m words, and f32[n, m].
+    """
+    starts = []
+    for i, token in enumerate(ids):
+        first = tokenizer.surface([token])[:1]
+        if not i or first == " " or (first and unicodedata.east_asian_width(first) in "WF"):
+            starts.append(i)
+    if not starts:
+        return [], np.zeros((len(attention), 0), np.float32)
+    ends = [*starts[1:], len(ids)]
+    found = [tokenizer.surface(ids[a:b]).strip() for a, b in zip(starts, ends, strict=True)]
+    return found, np.add.reduceat(attention, starts, axis=1)
 
 
 def prepare(row: Row, config: config_lib.Config, tokenizer: Any) -> Prepared:

@@ -1,17 +1,19 @@
 """A data set of your own: the three stores made from a LLaVA json and its photographs."""
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
 from sgqlm.data import graphs, images, llava_json, records
-from sgqlm.entities import extract, interfaces
+from sgqlm.entities import extract, inputs, interfaces, shards
 
 IMAGES, ENTITIES, CONVERSATIONS = "images", "entities", "conversations"
 SPLIT = "train"
 Progress = Callable[[str, int, int], None]  # what, done, altogether
+_EntityRow = tuple[str, graphs.Entities | str, str]  # key, what is there, digest of the image file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ def build(
     `out` is whole or absent: an error on the way leaves what stood there before.
 
     Args:
-        found: good records; an image they share is stored once.
+        found: good and decodable records; an image they share is stored once.
         out: becomes the data set.
         entities: an extractor, a store that already has these images, or None for none.
         about: json values to remember with the conversations.
@@ -57,10 +59,10 @@ def build(
             rows = _entity_rows(files, aside / IMAGES, entities, progress)
             total, failed = _write_entities(rows, aside, entities)
         row_of = {key: row for row, key in enumerate(keys)}
-        conversations = [
+        conversations = (
             _conversation(record, row_of.get(record.key, -1), has_entities=entities is not None)
             for record in found
-        ]
+        )
         records.write_conversations(aside / CONVERSATIONS, {SPLIT: conversations}, about=about)
     return Summary(len(found), len(keys), total, failed)
 
@@ -71,7 +73,7 @@ def _write_images(
     def rows() -> Iterator[records.Image]:
         for done, (key, path) in enumerate(files.items(), 1):
             data = path.read_bytes()
-            width, height = images.open_image(data, where=key).size
+            width, height = images.upright_size(data, where=key)
             yield records.Image(key, data, (height, width))
             progress("images", done, len(files))
 
@@ -79,23 +81,23 @@ def _write_images(
 
 
 def _write_entities(
-    rows: Iterator[tuple[str, graphs.Entities | str]],
+    rows: Iterator[_EntityRow],
     aside: pathlib.Path,
     source: interfaces.EntityExtractor | pathlib.Path,
 ) -> tuple[int, tuple[tuple[str, str], ...]]:
     if isinstance(source, pathlib.Path):
         about = dict(records.read_manifest(source, kind=ENTITIES)["about"])
     else:
-        about = extract.describe(source)
+        about = shards.describe(source)
     about |= {"entities": 0, "failed": []}
 
-    def counted() -> Iterator[tuple[str, graphs.Entities | str]]:
-        for key, found in rows:
+    def counted() -> Iterator[_EntityRow]:
+        for key, found, digest in rows:
             if isinstance(found, graphs.Entities):
                 about["entities"] += len(found)
             else:
                 about["failed"].append((key, found))
-            yield key, found
+            yield key, found, digest
 
     records.write_entities(aside / ENTITIES, counted(), about=about)  # reads `about` at the end
     return about["entities"], tuple(about["failed"])
@@ -106,18 +108,17 @@ def _entity_rows(
     image_folder: pathlib.Path,
     source: interfaces.EntityExtractor | pathlib.Path,
     progress: Progress,
-) -> Iterator[tuple[str, graphs.Entities | str]]:
+) -> Iterator[_EntityRow]:
     if isinstance(source, pathlib.Path):
         yield from _stored_rows(records.ImageStore(image_folder), records.EntityStore(source))
         return
-    for done, (key, path) in enumerate(files.items(), 1):
-        yield key, extract.extract_one(source, path.read_bytes(), where=key)
+    pictures = [inputs.File(key, str(path)) for key, path in files.items()]
+    for done, row in enumerate(shards.extract_rows(source, pictures), 1):
+        yield row.key, row.found, row.digest
         progress("entities", done, len(files))
 
 
-def _stored_rows(
-    images_: records.ImageStore, store: records.EntityStore
-) -> Iterator[tuple[str, graphs.Entities | str]]:
+def _stored_rows(images_: records.ImageStore, store: records.EntityStore) -> Iterator[_EntityRow]:
     keys = images_.keys()
     row_of = {key: row for row, key in enumerate(store.keys())}
     if missing := [key for key in keys if key not in row_of]:
@@ -131,18 +132,21 @@ def _stored_rows(
     for row, key in enumerate(keys):
         status = store.status(row_of[key])
         if status.startswith("error"):
-            yield key, status.removeprefix("error: ")
+            yield key, status.removeprefix("error: "), store.image_digest(row_of[key])
             continue
-        found, size = store[row_of[key]], images_[row].size
-        if tuple(found.size) != tuple(size):
+        found, image = store[row_of[key]], images_[row]
+        digest = store.image_digest(row_of[key])
+        is_same = digest in ("", hashlib.sha256(image.data).hexdigest())
+        if not is_same or tuple(found.size) != tuple(image.size):
             raise errors.SgqlmError(
                 "the entities are those of another image",
                 where=f"{store.folder}: {key}",
-                why=f"sizes (height, width): {tuple(found.size)} and {tuple(size)}",
+                why=f"sizes (height, width): {tuple(found.size)} and {tuple(image.size)}"
+                + "; the contents differ" * (not is_same),
                 fix="extract the entities of these images again",
                 code=errors.DATA,
             )
-        yield key, found
+        yield key, found, digest
 
 
 def _conversation(

@@ -1,32 +1,45 @@
-"""The local engine: images in, an entity store out; finished shards are never done again."""
+"""Extraction: images in, an entity store out; what is finished is never done again."""
 
+import contextlib
 import dataclasses
-import hashlib
-import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
-from sgqlm.data import graphs, images, records
-from sgqlm.entities import interfaces, regions
+from sgqlm.data import lock, records
+from sgqlm.entities import engine as engines
+from sgqlm.entities import inputs, interfaces, parts, regions, shards
 
-EXTRACTORS = ("regions",)
-SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo"),
-    *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-)
-VERSION = 1  # of this engine; raise it when the same settings begin to give other entities
-Progress = Callable[[int, int], None]  # images finished, images altogether
+EXTRACTORS = ("regions",)  # those that need no weights
+SHARD_SIZE, MAX_SHARDS = 256, 512
+_LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """One image to work on: its key, and how to get the bytes of its file."""
+class State:
+    """How far a run is.
 
-    key: str
-    read: Callable[[], bytes]
+    Attributes:
+        done: images finished; an unfinished shard counts with the images that were worked on.
+        total: images altogether.
+        reused: finished images that an earlier run had worked on.
+        extracted: images of finished shards that the extractor worked on.
+        failed: images without a result so far.
+        seconds: spent in each stage of the extractor for `extracted` images, over all workers.
+    """
+
+    done: int
+    total: int
+    reused: int = 0
+    extracted: int = 0
+    failed: int = 0
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+Progress = Callable[[State], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +51,20 @@ class Summary:
         reused: those that an earlier run had finished.
         failed: key and reason of each image that could not be worked on.
         entities: entities found, over all images.
+        seconds: spent in each stage of the extractor, over all workers.
+        wall_seconds: of the whole run.
     """
 
     images: int
     reused: int
     failed: tuple[tuple[str, str], ...]
     entities: int
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    wall_seconds: float = 0.0
 
 
 def make(name: str) -> interfaces.EntityExtractor:
-    """Return the extractor called `name` with its default settings.
+    """Return the extractor called `name`, one that needs no weights, with its default settings.
 
     Raises:
         SgqlmError: there is no such extractor.
@@ -58,75 +75,64 @@ def make(name: str) -> interfaces.EntityExtractor:
     raise errors.SgqlmError(f"there is no extractor {name!r}", fix=f"use one of {known}")
 
 
-def from_folder(folder: pathlib.Path) -> list[Source]:
-    """Return the images below a folder in the order of their keys, their relative paths."""
-    paths = {
-        path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    }
-    return [Source(key, paths[key].read_bytes) for key in sorted(paths)]
-
-
-def from_store(folder: pathlib.Path) -> list[Source]:
-    """Return the images of an image store in the order of its rows."""
-    store = records.ImageStore(folder)
-    return [Source(key, _row_reader(store, row)) for row, key in enumerate(store.keys())]
-
-
 def run(
-    extractor: interfaces.EntityExtractor,
-    sources: Sequence[Source],
+    extractor: interfaces.EntityExtractor | engines.Make,
+    sources: Sequence[inputs.Source],
     out: pathlib.Path,
     *,
-    shard_size: int = 256,
-    progress: Progress = lambda done, total: None,
+    shard_size: int = 0,
+    batch_size: int = 8,
+    fault_budget: float = 0.05,
+    engine: engines.Engine | None = None,
+    progress: Progress = lambda state: None,
 ) -> Summary:
     """Extract entities and write an entity store, one row per source in the given order.
 
     Shards are written to `.<out>.parts` beside `out`, each complete or not at all, and joined at
-    the end. A shard is known by the extractor's settings and the content of its images, so a run
-    that was stopped goes on where it was, and one with nothing new to do extracts nothing.
+    the end. A shard is named by the extractor's settings and the contents of its images, so a run
+    that was stopped goes on where it was, and one with nothing new to do extracts nothing. An
+    image whose file has not been touched is not even read; after a change, an image whose content
+    is known keeps its entities wherever it lies now.
 
     Args:
-        extractor: finds the entities.
+        extractor: finds the entities, or a function that makes it (and pickles, for Ray).
         sources: images with distinct keys.
         out: becomes the store.
-        shard_size: images of one shard.
-        progress: called after every image.
+        shard_size: images of one shard; 0 takes 256, or more where there are very many images.
+        batch_size: images the extractor gets at once.
+        fault_budget: share of images that may fail, once there are at least 20.
+        engine: does the work; by default this process.
+        progress: called after every image, or shard where only that is known.
 
     Returns:
         What was done. An image that cannot be read has a row without entities and a status.
 
     Raises:
-        SgqlmError: there are no images, or `out` holds something else.
+        SgqlmError: there are no images, too many fail, the disk is full, another process writes
+            the same store, or `out` holds something else.
     """
-    if not sources:
-        raise errors.SgqlmError(
-            "there are no images to work on", where=str(out), code=errors.DATA,
-            fix="give a folder that holds photographs",
-        )  # fmt: skip
+    began, out = time.perf_counter(), out.absolute()
+    inputs.check(sources, str(out))
+    size = _shard_size(len(sources), shard_size)
     refuse_other(out)
-    parts = out.with_name(f".{out.name}.parts")
-    shards = [sources[i : i + shard_size] for i in range(0, len(sources), shard_size)]
-    tags = [_identity(extractor, shard) for shard in shards]
-    whole = _digest(tags)
-    if _about(out).get("identity") == whole:
-        progress(len(sources), len(sources))
-        return dataclasses.replace(_summary(out), reused=len(sources))
-    done = reused = 0
-    for index, (shard, tag) in enumerate(zip(shards, tags, strict=True)):
-        folder = parts / f"{index:05d}"
-        if _about(folder).get("identity") == tag:
-            reused += len(shard)
+    is_made = isinstance(extractor, interfaces.EntityExtractor)
+    maker: Any = _Made(extractor) if is_made else extractor
+    engine = engine or engines.Local()
+    with _claim(out) as folder, contextlib.closing(engine):
+        about = engine.describe(maker)
+        todo = _shards(sources, size, about["config"])
+        if parts.stamps(out) == [shard.stamp for shard in todo]:
+            progress(State(len(sources), len(sources), len(sources)))
+            summary = dataclasses.replace(_summary(out), reused=len(sources))
         else:
-            rows = _extract(extractor, shard, done, lambda now: progress(now, len(sources)))
-            records.write_entities(folder, rows, about={"identity": tag})
-        done += len(shard)
-        progress(done, len(sources))
-    _join(parts, len(shards), out, {"identity": whole} | describe(extractor))
-    shutil.rmtree(parts)
-    return dataclasses.replace(_summary(out), reused=reused)
+            job = shards.Job(maker, str(folder), about, batch_size, fault_budget)
+            tally = _Tally(len(sources), fault_budget, progress)
+            places = _work(engine, job, todo, out, tally)
+            _finish(places, out, about)
+            made = {"reused": tally.done - tally.extracted, "seconds": tally.seconds}
+            summary = dataclasses.replace(_summary(out), **made)
+        shutil.rmtree(folder)
+    return dataclasses.replace(summary, wall_seconds=time.perf_counter() - began)
 
 
 def refuse_other(out: pathlib.Path, store: str = "") -> None:
@@ -141,7 +147,7 @@ def refuse_other(out: pathlib.Path, store: str = "") -> None:
     """
     if out.is_dir() and (not any(out.iterdir()) or (out / store / records.MANIFEST).is_file()):
         return
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise errors.SgqlmError(
             "the output would replace something else",
             where=str(out),
@@ -149,69 +155,142 @@ def refuse_other(out: pathlib.Path, store: str = "") -> None:
         )
 
 
-def describe(extractor: interfaces.EntityExtractor) -> dict[str, Any]:
-    """Return what an entity store remembers of how it was made."""
-    settings = dict(extractor.settings())
-    config = {"extractor": extractor.name, "settings": settings, "version": VERSION}
-    return config | {"config": _digest(config)}
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """Gives an extractor that is made already; pickles with it."""
+
+    extractor: interfaces.EntityExtractor
+
+    def __call__(self) -> interfaces.EntityExtractor:
+        return self.extractor
 
 
-def extract_one(
-    extractor: interfaces.EntityExtractor, data: bytes, *, where: str = ""
-) -> graphs.Entities | str:
-    """Return the entities of an encoded image, or the reason why there are none."""
+class _Tally:
+    """Counts what is done, tells it, and stops a run in which too much fails."""
+
+    def __init__(self, total: int, budget: float, progress: Progress):
+        self._total, self._budget, self._progress = total, budget, progress
+        self.done = self.extracted = self._seen = 0
+        self._failed: list[Sequence[str]] = []
+        self.seconds: dict[str, float] = {}
+
+    def tick(self, images: int, extracted: int, seconds: Mapping[str, float]) -> None:
+        """Count what is done of a shard that is not finished."""
+        reused = self.done - self.extracted + images - extracted
+        self._progress(
+            State(
+                *(self.done + images, self._total, reused, self.extracted + extracted),
+                failed=len(self._failed), seconds=_sum(self.seconds, seconds),
+            )
+        )  # fmt: skip
+
+    def add(self, result: shards.Result) -> None:
+        self.done += result.images
+        self.extracted += result.extracted
+        self._seen += result.seen
+        self._failed += result.failed
+        self.seconds = _sum(self.seconds, result.seconds)
+        self.tick(0, 0, {})
+        if self.done >= shards.ENOUGH and len(self._failed) > self._budget * self.done:
+            raise shards.over_budget(self._failed, self.done, self._budget)
+
+    def check(self) -> None:
+        """Refuse a run, a small one too, in which the extractor or the images all failed."""
+        broken = [pair for pair in self._failed if pair[1].startswith(shards.FAILED)]
+        if broken and len(broken) == self._seen:
+            raise shards.broken(broken[0][1], len(broken), broken[0][0])
+        if len(self._failed) == self._total:
+            raise shards.over_budget(self._failed, self._total, self._budget)
+
+
+def _work(
+    engine: engines.Engine,
+    job: shards.Job,
+    wanted: Sequence[shards.Shard],
+    out: pathlib.Path,
+    tally: _Tally,
+) -> list[pathlib.Path]:
+    """Return the folders of all shards in order, once each of them is there."""
+    folder = pathlib.Path(job.parts)
+    before = parts.about(out)
+    if before.get("masks") == job.about["masks"] and "shards" in before:
+        parts.take_apart(out, folder)
+    there = parts.find(folder, job.about)
+    names: dict[int, str] = {}
+    todo = []
+    for shard in wanted:
+        if name := there.by_stamp.get(shard.stamp):
+            names[shard.index] = name
+            failed = parts.about(folder / name)["failed"]
+            tally.add(shards.Result(shard.index, name, len(shard.sources), 0, 0, failed, {}))
+        else:
+            keys = (source.key for source in shard.sources)
+            old = dict.fromkeys(there.by_key[key] for key in keys if key in there.by_key)
+            todo.append(dataclasses.replace(shard, old=tuple(old)))
+    with contextlib.closing(engine.work(job, todo, tally.tick)) as results:
+        for result in results:
+            names[result.index] = result.name
+            tally.add(result)
+    tally.check()
+    return [folder / names[shard.index] for shard in wanted]
+
+
+def _finish(places: Sequence[pathlib.Path], out: pathlib.Path, about: Mapping[str, Any]) -> None:
+    identity = parts.identity(about["config"], [place.name for place in places])
+    is_there = parts.about(out).get("identity") == identity and not records.verify(out)
+    if is_there:  # only the times of the image files have changed
+        parts.write_stamps(out, places, identity)
+    else:
+        parts.join(places, out, about, identity)
+
+
+@contextlib.contextmanager
+def _claim(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Make the folder of the shards and keep other processes out of it."""
+    folder = parts.folder(out)
     try:
-        return extractor.extract(images.open_image(data, where=where))
-    except errors.SgqlmError as error:
-        return f"{error.what}: {error.why}".rstrip(": ").replace("\n", " ")
-
-
-def _extract(
-    extractor: interfaces.EntityExtractor,
-    shard: Sequence[Source],
-    done: int,
-    tick: Callable[[int], None],
-) -> Iterator[tuple[str, graphs.Entities | str]]:
-    for count, source in enumerate(shard, done):
-        tick(count)
-        try:
-            found = extract_one(extractor, source.read(), where=source.key)
-        except OSError as error:
-            found = f"the image file cannot be read: {error.strerror or error}"
-        yield source.key, found
-
-
-def _identity(extractor: interfaces.EntityExtractor, shard: Sequence[Source]) -> str:
-    return _digest([describe(extractor), [[source.key, _content(source)] for source in shard]])
-
-
-def _content(source: Source) -> str:
-    try:
-        return hashlib.sha256(source.read()).hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _LOCK).open("a").close()
     except OSError as error:
-        return f"error {error.errno}"
+        raise errors.SgqlmError(
+            "the output cannot be written", where=str(out), why=str(error),
+            fix="give another folder with --out",
+        ) from error  # fmt: skip
+    with lock.hold(folder / _LOCK, "the output", "give another --out"):
+        parts.recover(out)
+        try:
+            yield folder
+        finally:
+            if folder.exists() and [path.name for path in folder.iterdir()] == [_LOCK]:
+                shutil.rmtree(folder)
 
 
-def _row_reader(store: records.ImageStore, row: int) -> Callable[[], bytes]:
-    return lambda: store[row].data
+def _shards(sources: Sequence[inputs.Source], size: int, config: str) -> list[shards.Shard]:
+    found = []
+    for index, start in enumerate(range(0, len(sources), size)):
+        mine = tuple(sources[start : start + size])
+        stamp = shards.digest([config, [[source.key, source.stamp()] for source in mine]])
+        found.append(shards.Shard(index, mine, stamp))
+    return found
 
 
-def _join(parts: pathlib.Path, count: int, out: pathlib.Path, about: dict[str, Any]) -> None:
-    about = about | {"entities": 0, "failed": []}
+def _shard_size(images: int, wanted: int) -> int:
+    """Return the size of a shard: a power of two times 256, so that it seldom changes."""
+    size = wanted or SHARD_SIZE
+    while not wanted and size * MAX_SHARDS < images:
+        size *= 2
+    if size * MAX_SHARDS < images:
+        raise errors.SgqlmError(
+            f"{size} images a shard make {-(-images // size)} files",
+            where="--shard-size",
+            why=f"a process that reads the store opens each of them; {MAX_SHARDS} is the limit",
+            fix=f"leave it out, or give {-(-images // MAX_SHARDS)} or more",
+        )
+    return size
 
-    def rows() -> Iterator[tuple[str, graphs.Entities | str]]:
-        for index in range(count):
-            store = records.EntityStore(parts / f"{index:05d}")
-            for row, key in enumerate(store.keys()):
-                status = store.status(row)
-                if not status.startswith("error"):
-                    about["entities"] += len(store[row])
-                    yield key, store[row]
-                else:
-                    about["failed"].append((key, status.removeprefix("error: ")))
-                    yield about["failed"][-1]
 
-    records.write_entities(out, rows(), about=about)  # reads `about` after the last row
+def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {stage: one.get(stage, 0.0) + other.get(stage, 0.0) for stage in (*one, *other)}
 
 
 def _summary(out: pathlib.Path) -> Summary:
@@ -219,14 +298,3 @@ def _summary(out: pathlib.Path) -> Summary:
     about = manifest["about"]
     failed = tuple((key, reason) for key, reason in about["failed"])
     return Summary(manifest["rows"][records.ALL], 0, failed, about["entities"])
-
-
-def _about(folder: pathlib.Path) -> dict[str, Any]:
-    if not (folder / records.MANIFEST).is_file():
-        return {}
-    return records.read_manifest(folder, kind="entities")["about"]
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -69,9 +69,7 @@ class Detector(Protocol):
         """Return all that changes the result (json types), the identity of the weights too."""
         ...
 
-    def detect(
-        self, images: Sequence[Image.Image], labels: Sequence[Sequence[str]]
-    ) -> list[Boxes]:
+    def detect(self, images: Sequence[Image.Image], labels: Sequence[Sequence[str]]) -> list[Boxes]:
         """Return the boxes of each image for the labels of that image (none: no boxes)."""
         ...
 

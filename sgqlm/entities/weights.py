@@ -83,21 +83,23 @@ def dtype(name: str, where: Any) -> Any:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def load(make: Callable[..., Any], weights: str, flag: str, /, **options: Any) -> Any:
+def load(make: Callable[[str], Any], weights: str, flag: str) -> Any:
     """Call a `from_pretrained`, and say plainly what is wrong if it fails.
 
     Args:
-        make: a loader of transformers.
+        make: a loader of transformers, with its options bound (`functools.partial`).
         weights: of `locate`.
         flag: the setting, for messages.
-        options: of the loader.
 
     Raises:
         SgqlmError: the files are missing or do not fit, or the hub cannot be reached.
     """
+    import safetensors
+
+    broken = (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError)
     try:
-        return make(weights, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        return make(weights)
+    except broken as error:
         why = " ".join(str(error).split())[:300]
         raise errors.SgqlmError(
             f"the model {weights} cannot be loaded", where=flag, why=why,

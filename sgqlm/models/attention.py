@@ -5,6 +5,7 @@ GPUs, `splash` that of TPUs. `choose` says which fits.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import jax
@@ -251,6 +252,42 @@ def attend_cache(
     mask = jnp.arange(k.shape[2]) <= last[:, None, None, None]
     weights = _softmax(jnp.where(mask, logits, functional.MASKED)).astype(v.dtype)
     return jnp.einsum("bgrs,bgsf->bgrf", weights, v).reshape(batch, heads, width)
+
+
+class Segment(NamedTuple):
+    """Keys and values of one stretch of the context, head-major.
+
+    Attributes:
+        k: float[B, M, S, F], or float[1, M, S, F] that all rows share.
+        v: the same shape.
+        visible: bool, broadcasts to [B, T, S]: which queries see which slots.
+    """
+
+    k: types.Array
+    v: types.Array
+    visible: types.Array
+
+
+def attend_segments(
+    q: Float[types.Array, "B T N F"], segments: Sequence[Segment]
+) -> Float[types.Array, "B T N F"]:
+    """Attend over the slots of all segments together, without copying those that rows share."""
+    batch, length, heads, width = q.shape
+    groups = segments[0].k.shape[1]
+    q = (q * width**-0.5).reshape(batch, length, groups, heads // groups, width)
+    logits, shared = [], [k.shape[0] == 1 for k, _, _ in segments]
+    for (k, _, visible), is_shared in zip(segments, shared, strict=True):
+        form = "btgrf,gsf->bgrts" if is_shared else "btgrf,bgsf->bgrts"
+        found = jnp.einsum(form, q, k[0] if is_shared else k).astype(jnp.float32)
+        logits.append(jnp.where(visible[:, None, None], found, functional.MASKED))
+    weights = _softmax(jnp.concatenate(logits, axis=-1))
+    out, start = jnp.zeros_like(q), 0
+    for (_, v, _), is_shared in zip(segments, shared, strict=True):
+        form = "bgrts,gsf->btgrf" if is_shared else "bgrts,bgsf->btgrf"
+        part = weights[..., start : start + v.shape[2]].astype(v.dtype)
+        out = out + jnp.einsum(form, part, v[0] if is_shared else v)
+        start += v.shape[2]
+    return out.reshape(batch, length, heads, width)
 
 
 def _softmax(logits):

@@ -1,11 +1,12 @@
 """LLaMA decoder: training on full sequences, prefill and single steps over a cache."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sgqlm import config as config_lib
 from sgqlm import types
@@ -54,6 +55,14 @@ class Attention(nn.Module):
         keys, values = write(cache[0], k[:, 0], lengths), write(cache[1], v[:, 0], lengths)
         y = attention.attend_cache(q[:, 0], keys, values, lengths)
         return self.o(y.reshape(x.shape[0], 1, -1)), (keys, values)
+
+    def extend(self, x, cos, sin, segments, visible):
+        """Attend from float[B, T, H] over segments and, as `visible` says, over x itself."""
+        q, k, v = self._project(x, cos, sin)
+        keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        own = attention.Segment(keys, values, visible[None])
+        y = attention.attend_segments(q, [*segments, own])
+        return self.o(y.reshape(*x.shape[:2], -1)), (keys, values)
 
     def _project(self, x, cos, sin):
         heads = (*x.shape[:2], -1, self.config.head_dim)
@@ -108,6 +117,12 @@ class Block(nn.Module):
         y, cache = self.attn.step(self.attn_norm(x), cos, sin, cache, lengths)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), cache
+
+    def extend(self, x, cos, sin, segments, visible):
+        """Run the layer for several new positions behind cached ones."""
+        y, kv = self.attn.extend(self.attn_norm(x), cos, sin, segments, visible)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), kv
 
 
 class Llama(nn.Module):
@@ -222,6 +237,44 @@ def prefill(
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
     last = functional.rms_norm(last, params["norm"]["scale"], eps=cfg.llm.rms_norm_eps)
     return last, Cache(tuple(keys), tuple(values), lengths)
+
+
+def extend(
+    params,
+    cfg: config_lib.ModelConfig,
+    inputs: Float[types.Array, "B T H"],
+    positions: Int[types.Array, "B T"],
+    caches: Sequence[Cache],
+    visible: Bool[types.Array, "T T"],
+) -> tuple[Float[types.Array, "B T H"], tuple[tuple[types.Array, ...], tuple[types.Array, ...]]]:
+    """Run new positions behind cached ones, which stay as they are.
+
+    Args:
+        params: the `llm` parameters after `unstack`.
+        cfg: the model.
+        inputs: embedded tokens.
+        positions: of the inputs; several may have the same one.
+        caches: what comes before, in any number of pieces; a piece of one row serves all rows.
+        visible: which input (row) sees which (column); the lower triangle for plain text, the
+            ancestors of each token for continuations that share their beginnings.
+
+    Returns:
+        The normalised hidden states, and the keys and values of the inputs as in `Cache`.
+    """
+    block = Block(cfg.llm, cfg.llm_lora)
+    cos, sin = _angles(positions, cfg.llm)
+    seen = [(jnp.arange(cache.k[0].shape[2]) < cache.lengths[:, None])[:, None] for cache in caches]
+    x, keys, values = inputs, [], []
+    for number, layer in enumerate(params["blocks"]):
+        segments = [
+            attention.Segment(cache.k[number], cache.v[number], mask)
+            for cache, mask in zip(caches, seen, strict=True)
+        ]
+        x, (k, v) = _apply(block, layer, x, cos, sin, segments, visible, method="extend")
+        keys.append(k)
+        values.append(v)
+    hidden = functional.rms_norm(x, params["norm"]["scale"], eps=cfg.llm.rms_norm_eps)
+    return hidden, (tuple(keys), tuple(values))
 
 
 def decode_step(

@@ -4,6 +4,7 @@ Each rule stands for a case in which the official programs train wrong text, mas
 without a word, or stop with an assertion.
 """
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from sgqlm.text import templates
 
 CONTROL_TOKENS = ("<s>", templates.END, "<unk>")
 _MARKER = " ASSISTANT: "
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Fault(NamedTuple):
@@ -100,7 +102,7 @@ def _shape_faults(turns: Sequence[Any]) -> Iterator[Fault]:
             yield Fault("turn shape", index, "it is from neither 'human' nor 'gpt'")
         elif not isinstance(turn.get("value"), str):
             yield Fault("turn shape", index, "its value is no text")
-        elif any("\ud800" <= char <= "\udfff" for char in turn["value"]):
+        elif _SURROGATE.search(turn["value"]):
             yield Fault("turn shape", index, "its value has half of a surrogate pair")
 
 

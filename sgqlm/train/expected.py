@@ -55,7 +55,8 @@ def look(settings: config.Config, stage: config.StageConfig, *, samples: int | N
     if samples is not None:
         count, known_by = samples, "--samples"
     elif opened is not None:
-        count, known_by = sum(len(source) for source in opened), "the data"
+        sizes = [len(source) for source in opened]
+        count, known_by = mixture.epoch_size(sizes, [s.weight for s in stage.sources]), "the data"
     else:
         known_by = "config.scenes" if count else f"{reason}; give --samples"
     found = _measure(settings, stage, opened) if opened else None
@@ -81,7 +82,8 @@ def _open(settings, stage) -> tuple[list[pipeline.Source] | None, str]:
 def _scenes(settings, stage) -> int:
     if not all(source.name == "scenes" for source in stage.sources):
         return 0
-    return sum(builder.num_scenes(settings.scenes, source.split) for source in stage.sources)
+    sizes = [builder.num_scenes(settings.scenes, source.split) for source in stage.sources]
+    return mixture.epoch_size(sizes, [source.weight for source in stage.sources])
 
 
 class _Few(pipeline.Source):
@@ -125,12 +127,15 @@ def _measure(settings, stage, opened: Sequence[pipeline.Source]):
     if len(known) < len(bounds):
         return None
     bounds = [dataclasses.replace(bound, runs=None) for bound in bounds]
-    weights = [source.weight for source in stage.sources]
-    given = weights if set(weights) != {1.0} else [len(source) for source in opened]
+    # the few stand for all records of their source
+    weights = [
+        source.weight * len(whole) / len(part)
+        for source, whole, part in zip(stage.sources, opened, few, strict=True)
+    ]
     sizes = buckets(settings, stage)
     order = mixture.Mixture(
         [len(source) for source in few],
-        given,
+        weights,
         batch_size=stage.batch_size,
         seed=settings.train.seed,
         shuffle=settings.data.shuffle,

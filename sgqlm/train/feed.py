@@ -32,10 +32,8 @@ def check(settings: config.Config, rows: Sequence[config.StageConfig]) -> None:
         SgqlmError: a data set does not exist, a length is not positive or a share not in 0..1.
     """
     data, text = settings.data, settings.text
-    shares = {
-        f"data.{name}": getattr(data, name)
-        for name in ("fault_budget", "graph_dropout", "image_dropout", "node_dropout")
-    }
+    names = ("fault_budget", "graph_dropout", "image_dropout", "node_dropout", "node_jitter")
+    shares = {f"data.{name}": getattr(data, name) for name in names}
     shares["text.self_questioning"] = text.self_questioning
     for stage in rows:
         where = f"train.stages.{stage.name}"
@@ -162,9 +160,9 @@ def open_validation(
 
 
 def without_dropout(settings: config.Config) -> config.Config:
-    """Return the settings with whole graphs and images."""
+    """Return the settings with whole graphs and images, as they are."""
     data = dataclasses.replace(
-        settings.data, graph_dropout=0.0, image_dropout=0.0, node_dropout=0.0
+        settings.data, graph_dropout=0.0, image_dropout=0.0, node_dropout=0.0, node_jitter=0.0
     )
     return dataclasses.replace(settings, data=data)
 
@@ -202,7 +200,7 @@ def _loader(
     if stage.objective == "region_text":
         settings = without_dropout(settings)  # nothing can be named on a blank image
     given = [source.weight for source in stage.sources]
-    weights = given if len(opened) == len(given) and set(given) != {1.0} else None
+    weights = given if len(opened) == len(given) else None
     return pipeline.Loader(
         opened,
         model=_seen_by(stage, settings.model),

@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Collection
+import os
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
 
 from sgqlm import config, errors, types
 from sgqlm.models import lora
@@ -160,6 +162,27 @@ def select(train: config.TrainConfig) -> tuple[config.StageConfig, ...]:
 def with_sources(stage: config.StageConfig, *sources: config.SourceConfig) -> config.StageConfig:
     """Return the row with other data."""
     return dataclasses.replace(stage, sources=tuple(sources))
+
+
+def in_folder(
+    table: Mapping[str, Sequence[config.SourceConfig]], folder: str | os.PathLike
+) -> dict[str, tuple[config.SourceConfig, ...]]:
+    """Return the sources of each stage with their paths: a folder of its own for each data set.
+
+    Args:
+        table: stage -> its sources, by name.
+        folder: of the data sets.
+    """
+    return {
+        stage: tuple(dataclasses.replace(s, path=str(pathlib.Path(folder) / s.name)) for s in rows)
+        for stage, rows in table.items()
+    }
+
+
+def with_data(found: Mapping[str, tuple[config.SourceConfig, ...]]) -> config.Config:
+    """Return a configuration that has stages of these names and sources, and nothing else."""
+    rows = (config.StageConfig(name=name, sources=sources) for name, sources in found.items())
+    return config.Config(train=config.TrainConfig(stages=tuple(rows)))
 
 
 def _towers(llm: str, vision: str) -> dict[str, float]:

@@ -1,28 +1,21 @@
 """The folder of a run: may it be written, is there room, and is no other process in it."""
 
 import contextlib
-import datetime
-import fcntl
-import json
 import os
 import pathlib
 import re
 import shutil
-import socket
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flax import traverse_util
 
 from sgqlm import config, errors, types
+from sgqlm.data import lock
 from sgqlm.models import lora
 from sgqlm.train import checkpoint, writing
 
 LOCK = ".lock"
-BEAT_SECONDS = 10.0  # between two signs of life
-WATCH_SECONDS = 45.0  # without one, the process of another host is gone
 
 
 def local(path: str | os.PathLike) -> pathlib.Path:
@@ -43,12 +36,10 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def claim(folder: pathlib.Path, *, watch_seconds: float = WATCH_SECONDS) -> Iterator[None]:
+def claim(folder: pathlib.Path, *, watch_seconds: float = lock.WATCH_SECONDS) -> Iterator[None]:
     """Make the folder and keep other processes out of it while the context lasts.
 
-    The lock is a POSIX record lock on `.lock`, which the system drops with the process, so a killed
-    run leaves nothing behind. Its holder touches the file now and then: where a file system does
-    not share locks between hosts, that tells a living process of another host from a dead one.
+    See `sgqlm.data.lock` for how a dead process is told from a living one.
 
     Args:
         folder: of the run.
@@ -63,7 +54,7 @@ def claim(folder: pathlib.Path, *, watch_seconds: float = WATCH_SECONDS) -> Iter
             probe = place / f".probe-{os.getpid()}"
             probe.write_text("")
             probe.unlink()
-        stream = (folder / LOCK).open("a+")
+        (folder / LOCK).open("a").close()
     except OSError as error:
         raise errors.SgqlmError(
             "the work directory cannot be written",
@@ -71,18 +62,9 @@ def claim(folder: pathlib.Path, *, watch_seconds: float = WATCH_SECONDS) -> Iter
             why=str(error),
             fix="give another config.train.workdir",
         ) from error
-    stopped = threading.Event()
-    with stream:
-        _take(stream, folder / LOCK, watch_seconds)
-        beat = threading.Thread(target=_beat, args=(folder / LOCK, stopped), daemon=True)
-        beat.start()
-        try:
-            yield
-        finally:
-            stopped.set()
-            beat.join()
-            with contextlib.suppress(OSError):
-                stream.truncate(0)  # removing it could remove the lock of the next process
+    fix = "give another config.train.workdir"
+    with lock.hold(folder / LOCK, "the work directory", fix, watch_seconds=watch_seconds):
+        yield
 
 
 def check_room(folder: pathlib.Path, needed: int, what: str) -> None:
@@ -132,73 +114,3 @@ def checkpoint_bytes(
     params = sum(size for part, size in sizes.items() if part in trained or not has_base)
     moments = (sum(2 * sizes.get(part, 0) for part in row.learning_rates) for row in rows)
     return params + max(moments, default=0)
-
-
-def _take(stream, file: pathlib.Path, watch_seconds: float):
-    host, is_shared = socket.gethostname(), True
-    stream.seek(0)
-    try:
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise _locked(file, _owner(stream)) from None
-    except OSError:  # a file system without locks: the content alone decides
-        is_shared = False
-    owner = _owner(stream)
-    if owner:
-        is_here = owner.get("host") == host
-        is_alive = not is_shared and _runs(owner) if is_here else _beats(file, owner, watch_seconds)
-        if is_alive:
-            raise _locked(file, owner)
-        gone = "process {pid} on {host}, which is gone".format(**{"pid": "?", "host": "?"} | owner)
-        print(f"{file}: taken over from {gone}", file=sys.stderr, flush=True)
-    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    stream.truncate(0)
-    json.dump({"pid": os.getpid(), "host": host, "since": now}, stream)
-    stream.flush()
-
-
-def _owner(stream) -> dict[str, Any]:
-    stream.seek(0)
-    text = stream.read()
-    try:
-        return json.loads(text) if text else {}
-    except ValueError:
-        return {"pid": "?", "host": "?"}
-
-
-def _runs(owner: dict[str, Any]) -> bool:
-    try:
-        os.kill(int(owner["pid"]), 0)
-    except (ProcessLookupError, ValueError, KeyError):
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _beats(file: pathlib.Path, owner: dict[str, Any], seconds: float) -> bool:
-    """Watch the time stamp of the file; clocks are not compared, since they may differ."""
-    about = f"locked by process {owner.get('pid')} on {owner.get('host')}"
-    print(f"{file}: {about}; is it alive? ({seconds:.0f} s)", file=sys.stderr, flush=True)
-    before, waiting = file.stat().st_mtime_ns, threading.Event()
-    for _ in range(20):
-        waiting.wait(seconds / 20)
-        if file.stat().st_mtime_ns != before:
-            return True
-    return False
-
-
-def _beat(file: pathlib.Path, stopped: threading.Event):
-    while not stopped.wait(BEAT_SECONDS):
-        with contextlib.suppress(OSError):
-            os.utime(file)
-
-
-def _locked(file: pathlib.Path, owner: dict[str, Any]) -> errors.SgqlmError:
-    about = {"pid": "?", "host": "?", "since": "?"} | owner
-    return errors.SgqlmError(
-        "the work directory is locked by process {pid} on {host} since {since}".format(**about),
-        where=str(file),
-        why="two runs in one work directory would overwrite each other",
-        fix=f"wait for it, give another config.train.workdir, or, if it is gone, delete {file}",
-    )

@@ -9,17 +9,33 @@ from PIL import Image, ImageDraw, ImageFont
 from sgqlm.data import graphs
 
 Colour = tuple[int, int, int]
+_PALETTE = (
+    "e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 882233 77ffff cc00ff 0000ff 770099 00dd99 "
+    "ffbbbb 006600 cc0077 ff88ff 4488ff 00bb00 005577 aa55bb 227766 00ff00 7700dd 995544 88ffaa "
+    "0044bb ff2266 bbccff 228800 dd9988 0099bb"
+)
 
 
 def colours(count: int) -> list[Colour]:
-    """Return `count` colours that neighbours in the list do not share; always the same ones."""
-    found = []
-    for i in range(count):
+    """Return `count` colours that neighbours in the list do not share; always the same ones.
+
+    The first seven are those of Okabe and Ito. Up to the 32nd, each is the one farthest from all
+    before it in OKLab, as most people see it and with two kinds of red-green blindness (Machado,
+    Oliveira, Fernandes 2009); the rest go around the colour wheel.
+    """
+    found = [_rgb(code) for code in _PALETTE.split()[:count]]
+    for i in range(len(found), count):
         hue = (0.58 + i * 0.61803398875) % 1  # golden-ratio steps keep neighbours apart
         saturation, value = ((0.85, 0.95), (0.6, 1.0), (1.0, 0.75))[i % 3]
         red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
         found.append((round(255 * red), round(255 * green), round(255 * blue)))
     return found
+
+
+def ink(colour: Colour) -> str:
+    """Return black or white, whichever reads better on a colour."""
+    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    return "#ffffff" if bright < 140 else "#000000"
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
@@ -119,9 +135,8 @@ def write_tag(
     width, height = right - left + 8, bottom - top + 6
     x = min(max(at[0] - width / 2, 0), max(size[0] - width, 0))
     y = min(max(at[1] - height / 2, 0), max(size[1] - height, 0))
-    dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
     draw.rounded_rectangle((x, y, x + width, y + height), 4, fill=colour, outline=(255, 255, 255))
-    draw.text((x + 4 - left, y + 3 - top), text, font=font, fill="white" if dark else "black")
+    draw.text((x + 4 - left, y + 3 - top), text, font=font, fill=ink(colour))
 
 
 def _fill(canvas: Image.Image, owner: np.ndarray, palette: Sequence[Colour], opacity: float):
@@ -144,6 +159,10 @@ def _centre(mask: np.ndarray) -> tuple[float, float] | None:
         return None
     nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
     return float(columns[nearest]), float(rows[nearest])
+
+
+def _rgb(code: str) -> Colour:
+    return int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:

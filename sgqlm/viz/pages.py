@@ -55,24 +55,29 @@ summary { cursor: pointer; color: var(--accent); font-size: .875rem; }
 """
 
 
-def page(title: str, body: Iterable[str], *, subtitle: str = "") -> str:
+def page(
+    title: str, body: Iterable[str], *, subtitle: str = "", style: str = "", script: str = ""
+) -> str:
     """Return a whole page.
 
     Args:
         title: plain text, escaped here.
         body: pieces of HTML, as the functions below return them.
         subtitle: plain text under the title.
+        style: further CSS.
+        script: JavaScript that runs when the page stands.
 
     Returns:
         The document.
     """
+    code = f"<script>{script}</script>" if script else ""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body><main>"
         f"<h1>{escape(title)}</h1>{note(subtitle) if subtitle else ''}"
         + "\n".join(body)
-        + "</main></body></html>\n"
+        + f"</main>{code}</body></html>\n"
     )
 
 

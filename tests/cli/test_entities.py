@@ -1,18 +1,14 @@
-import numpy as np
+import json
+import os
+import signal
+
 import pytest
-from PIL import Image, ImageDraw
 
-from sgqlm.cli import entities, main
+from sgqlm import errors
+from sgqlm.cli import entities, extractor_flags, main
 from sgqlm.data import records
-
-
-def write_photos(folder):
-    folder.mkdir()
-    for k in range(3):
-        image = Image.new("RGB", (120, 80), (220, 220, 210))
-        ImageDraw.Draw(image).ellipse((10, 10, 60, 60), fill=(200, 40, 60 * k))
-        image.save(folder / f"photo{k}.png")
-    return folder
+from sgqlm.entities import extract, settings
+from tests.entities import drawn
 
 
 def sgqlm(capsys, *words):
@@ -21,51 +17,147 @@ def sgqlm(capsys, *words):
     return code, done.out, done.err
 
 
-def test_extract_tells_what_it_did_and_rests_when_done(tmp_path, capsys):
-    photos, out = write_photos(tmp_path / "photos"), tmp_path / "store"
-    (photos / "photo1.png").write_bytes(b"no picture")
-    code, text, err = sgqlm(capsys, "extract", "--images", photos, "--out", out)
-    assert code == 0 and "3 images, 3 of them new" in text and "3/3" in err
-    assert "without entities: photo1.png: the image cannot be decoded" in text
-    assert records.EntityStore(out).keys() == ["photo0.png", "photo1.png", "photo2.png"]
-    code, text, _ = sgqlm(capsys, "extract", "--images", photos, "--out", out)
+@pytest.fixture
+def photos(tmp_path):
+    return drawn.draw(tmp_path / "photos", 3)
+
+
+def test_extract_tells_what_it_did_and_rests_when_done(photos, tmp_path, capsys):
+    out, report = tmp_path / "store", tmp_path / "reports" / "run.json"
+    (photos / "0001.png").write_bytes(b"no picture")
+    words = ("extract", "--images", photos, "--out", out, "--report", report)
+    code, text, err = sgqlm(capsys, *words)
+    assert code == 0 and "3 images, 3 of them new" in text and err.count("3/3") == 1
+    assert "images/s" in text and "segment" in err
+    assert "without entities: 0001.png: the image cannot be decoded" in text
+    assert records.EntityStore(out).keys() == ["0000.png", "0001.png", "0002.png"]
+    assert set(records.EntityStore(out)[0].coverage) == {"24x24:pad"}
+    told = json.loads(report.read_text())
+    assert told["images"] == 3 and told["failed"][0][0] == "0001.png" and told["wall_seconds"] > 0
+    code, text, _ = sgqlm(capsys, *words)
     assert code == 0 and "0 of them new" in text
 
 
-def test_show_writes_a_page_and_pictures(tmp_path, capsys):
-    photos, out = write_photos(tmp_path / "photos"), tmp_path / "store"
-    sgqlm(capsys, "extract", "--images", photos, "--out", out)
-    words = ("--images", photos, "--n", "2", "--out", tmp_path / "page")
-    code, text, err = sgqlm(capsys, "show", out, *words)
-    assert code == 0, err
-    page = (tmp_path / "page" / "entities.html").read_text()
-    assert page.count("data:image/") == 4 and "photo1.png" in page and "photo2.png" not in page
-    assert text.strip().endswith("entities.html")
-    pictures = sorted((tmp_path / "page").glob("*.png"))
-    assert [p.name for p in pictures] == ["photo0-0.png", "photo1-1.png"]
-    assert np.asarray(Image.open(pictures[0])).std() > 10
+def test_images_of_a_list_and_of_a_data_set(photos, tmp_path, capsys):
+    file = tmp_path / "some.txt"
+    file.write_text("0002.png\n0000.png\n")
+    words = ("extract", "--list", file, "--out", tmp_path / "listed")
+    code, _, err = sgqlm(capsys, *words)  # beside the list there are no such files
+    assert code == errors.DATA and "2 of 2 images have no entities" in err
+    assert "0002.png: the image file cannot be read: No such file" in err
+    assert sgqlm(capsys, *words, "--images", photos)[0] == 0
+    assert records.EntityStore(tmp_path / "listed").keys() == ["0002.png", "0000.png"]
+    rows = [records.Image(p.name, p.read_bytes(), (48, 64)) for p in sorted(photos.glob("*"))]
+    records.write_images(tmp_path / "set" / "images", rows)
+    for data in ("set", "set/images"):
+        out = tmp_path / data.replace("/", "-")
+        words = ("--data", tmp_path / data, "--out", tmp_path / "of" / out.name)
+        assert sgqlm(capsys, "extract", *words)[0] == 0
+        assert len(records.EntityStore(tmp_path / "of" / out.name)) == 3
 
 
-def test_show_needs_the_images_and_goes_on_without_one(tmp_path, capsys):
-    photos, out = write_photos(tmp_path / "photos"), tmp_path / "store"
-    sgqlm(capsys, "extract", "--images", photos, "--out", out)
-    code, _, err = sgqlm(capsys, "show", out)
-    assert code == 2 and "--images" in err
-    (photos / "photo0.png").unlink()
-    words = ("show", out, "--images", photos, "--out", tmp_path / "page")
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--images=none"], 2, "there is no such folder"),
+        (["--images=empty"], 3, "there are no images"),
+        ([], 2, "the images are not named"),
+        (["--images=photos", "--data=photos"], 2, "the images are not named"),
+        (["--data=photos"], 3, "there is no images store"),
+        (["--list=photos"], 2, "the list of images cannot be read"),
+        (["--images=photos", "--extractor=papre"], 2, "did you mean paper?"),
+        (["--images=photos", "--extractor=paper"], 2, "--tagger-weights"),
+        (["--images=photos", "--box-threshold=0.3"], 2, "makes no use of --box-threshold"),
+        (["--images=photos", "--max-area=7"], 2, "--max-area"),
+        (["--images=photos", "--views=24x25:pad"], 2, "--views"),
+        (["--images=photos", "--batch-size=0"], 2, "--batch-size"),
+        (["--images=photos", "--shard-size=-1"], 2, "--shard-size"),
+        (["--images=photos", "--fault-budget=5"], 2, "--fault-budget"),
+        (["--images=photos", "--workers=2"], 2, "add --engine=ray"),
+        (["--images=photos", "--out=photos"], 2, "replace something else"),
+        (["--images=photos", "--benchmark", "--engine=ray"], 2, "measures one worker"),
+    ],
+)
+def test_wrong_arguments(photos, tmp_path, monkeypatch, capsys, words, code, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    named = [] if any(word.startswith("--out") for word in words) else ["--out=out"]
+    found, _, err = sgqlm(capsys, "extract", *named, *words)
+    assert (found, told in err) == (code, True), err
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "photos"]
+
+
+def test_an_output_must_be_named(photos, capsys):
+    code, _, err = sgqlm(capsys, "extract", "--images", photos)
+    assert code == 2 and "--out" in err
+
+
+def test_a_flag_for_every_setting(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(photos)
+    words = ["--extractor=sam3", "--tags=0000.png", "--max-entities=5", "--fill-holes"]
+    words += ["--views=16x16:crop, 24x24:pad", "--tagger-weights=owner/name"]
+    code, text, _ = sgqlm(capsys, "extract", *words, "--print-settings")
+    shown = json.loads(text)
+    assert code == 0 and shown["name"] == "sam3" and shown["box_threshold"] == 0.5
+    assert shown["tags"] == str(photos / "0000.png") and shown["tagger_weights"] == "owner/name"
+    assert shown["max_entities"] == 5 and shown["fill_holes"] is True
+    assert shown["views"] == ["16x16:crop", "24x24:pad"]
+    with pytest.raises(SystemExit):
+        entities.run(["extract", "--help"])
+    told = capsys.readouterr().out
+    for field in settings.ExtractorConfig.__dataclass_fields__:
+        if field != "name":
+            assert extractor_flags._flag(field) in told
+
+
+def test_the_settings_of_regions_are_kept_with_the_store(photos, tmp_path, capsys):
+    words = ("extract", "--images", photos, "--out", tmp_path / "out", "--max-entities=1")
     assert sgqlm(capsys, *words)[0] == 0
-    page = (tmp_path / "page" / "entities.html").read_text()
-    assert page.count("data:image/") == 4 and "error" in page
+    about = records.read_manifest(tmp_path / "out")["about"]
+    assert about["settings"]["max_entities"] == 1 and about["entities"] == 3
 
 
-def test_wrong_arguments(tmp_path, capsys):
-    out = tmp_path / "out"
-    assert sgqlm(capsys, "extract", "--images", tmp_path / "none", "--out", out)[0] == 2
-    assert sgqlm(capsys, "extract", "--images", tmp_path, "--out", out)[0] == 3
-    words = ("--extractor", "sam9", "--images", tmp_path, "--out", out)
-    code, _, err = sgqlm(capsys, "extract", *words)
-    assert code == 2 and "regions" in err
-    assert sgqlm(capsys, "show", tmp_path / "none")[0] == 3
+def test_benchmark_prints_stages_and_writes_no_store(photos, tmp_path, capsys):
+    words = ("extract", "--images", photos, "--benchmark", "--n=2", "--batch-size=1")
+    code, text, _ = sgqlm(capsys, *words)
+    assert code == 0 and "ms an image" in text and "bytes a record" in text
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+    file = tmp_path / "made" / "speed.json"
+    assert sgqlm(capsys, *words, "--out", file)[0] == 0
+    told = json.loads(file.read_text())
+    assert told["images"] == 2 and told["stages"]["segment"] > 0
+    assert sgqlm(capsys, *words, "--out", photos)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, errors.INTERRUPTED), (signal.SIGTERM, errors.PREEMPTED)]
+)
+def test_a_signal_becomes_an_exit_code(photos, tmp_path, capsys, monkeypatch, number, code):
+    handler = signal.getsignal(signal.SIGTERM)
+    run = extract.run
+
+    def stopped(*args, **options):
+        progress = options["progress"]
+
+        def stop(state):
+            progress(state)
+            os.kill(os.getpid(), number)
+
+        return run(*args, **(options | {"progress": stop}))
+
+    monkeypatch.setattr(extract, "run", stopped)
+    words = ("extract", "--images", photos, "--out", tmp_path / "out")
+    found, _, err = sgqlm(capsys, *words)
+    assert found == code and "the same command goes on" in err
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_the_note_of_progress_has_the_rate_of_each_stage():
+    state = extract.State(30, 100, 10, 20, 1, {"tag": 2.0, "detect": 10.0, "filter": 0.0})
+    assert entities._note(state, 1.25) == (
+        "1.2 images/s; stages, each alone: tag 10.0, detect 2.0; 1 failed"
+    )
 
 
 def test_help_names_the_verbs_and_a_missing_verb_is_a_usage_error(capsys):

@@ -35,6 +35,16 @@ def test_a_photograph_is_upright_and_has_regions(photo, capsys):
     assert none is None
 
 
+def test_the_extractor_of_the_flags_is_taken(photo, tmp_path):
+    most, few = opened(f"--image={photo}")[1], opened(f"--image={photo}", "--max-entities=1")[1]
+    assert len(few) == 1 < len(most)
+    with pytest.raises(errors.SgqlmError, match="needs weights") as caught:
+        opened(f"--image={photo}", "--extractor=paper")
+    assert caught.value.where.startswith("--")
+    # nothing is loaded where nothing is to be found
+    assert opened(f"--image={photo}", "--extractor=paper", "--entities=none")[1] is None
+
+
 def test_a_scene_is_that_of_the_test_split():
     image, entities = opened("--scene=3")
     case = scenes.make_case(tiny_model.SCENES, "test", 3)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ def test_all_faults_in_one_report(folder):
         {"id": "empty", "image": "sub/b.jpg", "conversations": _ask("<image>\nIs it?", "")},
         {"id": "fine", "image": "sub/b.jpg", "conversations": good},
         {"id": "both", "image": "c.png", "conversations": _ask("Is it?", "")},
-        {"id": "shape", "image": ["a.png"], "conversations": good},
-        {"id": "turns", "conversations": [{"from": "user", "value": "hi"}]},
+        {"id": "shape", "image": ["a.png", "a.png"], "conversations": good},
+        {"id": "turns", "conversations": [{"from": "narrator", "value": "hi"}]},
         "nonsense",
         {"image": "a.png"},
     ]
@@ -87,6 +88,115 @@ def test_all_faults_in_one_report(folder):
         llava_json.read(folder / "data.json", folder / "images")
     assert caught.value.code == errors.DATA and "gone: image exists" in caught.value.why
     assert "unique id" not in str(caught.value)
+
+
+def test_what_published_files_have_is_read(folder):
+    """Each quirk is of an official file, or of one that others made in its form."""
+    (folder / "images" / "7.gif").write_bytes((folder / "images" / "a.png").read_bytes())
+    good = _ask("<image>\nIs it?")
+    swapped = {"human": "user", "gpt": "assistant"}
+    entries = [
+        {"id": 0, "image": "a.png", "image_h": 2, "box": [[[1, 2]], []], "conversations": good},
+        {"id": "null", "image": None, "conversations": _ask("Hi?")},
+        {"id": "no path", "image": "", "model": "", "conversations": _ask("Hi?")},
+        {"id": "one", "image": ["a.png"], "conversations": good},
+        {"id": "end", "image": "a.png", "conversations": _ask("Render a summary.\n<image>")},
+        {"id": "roles", "image": "a.png", "conversations": [
+            {"from": swapped[turn["from"]], "value": turn["value"], "weight": 1} for turn in good
+        ]},
+        {"id": "gpt first", "conversations": _ask("Hi?")[1:] + _ask("Hi?") * 2},
+        {"id": "suffix", "image": "7.jpg", "conversations": good},
+        {"image": "sub/b.jpg", "conversations": good},
+    ]  # fmt: skip
+    scan = llava_json.examine(_write(folder, entries), folder / "images")
+    assert [(f.record, f.rule, f.drops) for f in scan.faults] == [
+        ("gpt first", "opening answer", False),
+        ("suffix", "image suffix", False),
+    ]
+    found = list(scan.records)
+    assert [r.id for r in found] == [
+        "0", "null", "no path", "one", "end", "roles", "gpt first", "suffix", "#8",
+    ]  # fmt: skip
+    assert [r.key for r in found] == [
+        "a.png", "", "", "a.png", "a.png", "a.png", "", "7.gif", "sub/b.jpg",
+    ]  # fmt: skip
+    assert found[5].turns == good and len(found[6].turns) == 4
+    assert found[7].image == (folder / "images" / "7.gif").resolve()
+    assert scan.records[3] == found[3] and scan.records[-2:] == found[-2:]
+    assert [r.id for r in pickle.loads(pickle.dumps(scan.records))] == [r.id for r in found]
+    (group,) = [g for g in scan.folders if not g.name]
+    assert (group.needed, group.renamed) == (2, 1)
+
+
+def test_a_file_of_questions_is_no_training_data(folder):
+    file = folder / "qa.jsonl"
+    rows = [
+        {"id": "1", "image": "a.png", "instruction": "Is it?", "output": "Yes.", "type": "conv"},
+        {"question_id": 1, "image": "a.png", "text": "Is it?", "category": "conv"},
+    ]
+    for row in rows:
+        file.write_text("\n".join([json.dumps(row)] * 3))
+        scan = llava_json.examine(file, folder / "images")
+        (fault,) = scan.faults
+        assert scan.total == 3 and not scan.records and fault.drops and not fault.record
+        assert ", ".join(row) in fault.message and "not of training" in fault.message
+
+
+def test_genuine_excerpts(tmp_path):
+    """All texts pass; only the images are not here."""
+    counts = {"llava_test_CQM-A.json": (40, 22), "ferretui_train_data_example.json": (3, 0)}
+    for name, (total, text_only) in counts.items():
+        scan = llava_json.examine(paths.shared("samples/llava_json") / name, tmp_path)
+        assert scan.total == total and len(scan.records) == text_only
+        assert {fault.rule for fault in scan.faults} == {"image exists"}
+    scan = llava_json.examine(
+        paths.shared("samples/llava_json/coco2014_val_gpt4_qa_30x3.jsonl"), tmp_path
+    )
+    assert scan.total == 45 and "instruction, output" in scan.faults[0].message
+
+
+def test_excluded_records_are_counted_and_their_faults_are_not(folder):
+    good = _ask("<image>\nIs it?")
+    entries = [
+        {"id": "kept", "image": "a.png", "conversations": good},
+        {"id": "leak", "image": "sub/b.jpg", "conversations": good},
+        {"id": "leak, gone", "image": "sub/c.jpg", "conversations": _ask("", "")},
+        {"id": "text", "conversations": _ask("Hi?")},
+    ]
+    scan = llava_json.examine(
+        _write(folder, entries),
+        folder / "images",
+        exclude=lambda image: ("list",) if image.startswith("sub/") else (),
+    )
+    assert not scan.faults and scan.total == 4
+    assert [r.id for r in scan.records] == ["kept", "text"]
+    assert scan.excluded == [
+        ("leak", "sub/b.jpg", ("list",)),
+        ("leak, gone", "sub/c.jpg", ("list",)),
+    ]
+
+
+def test_a_json_cut_in_the_middle_has_no_usable_records(folder):
+    file = _write(folder, [{"id": i, "conversations": _ask("Hi?")} for i in range(5)])
+    file.write_text(file.read_text()[:-30])
+    scan = llava_json.examine(file, folder / "images")
+    assert len(scan.records) == 0 and [f.rule for f in scan.faults] == ["json"]
+
+
+def test_a_json_that_changes_while_it_is_used_is_refused(folder):
+    file = _write(folder, [{"id": i, "conversations": _ask("Hi?")} for i in range(5)])
+    found = llava_json.read(file, folder / "images")
+    assert found[4].id == "4"
+    file.write_text(file.read_text().replace("Hi?", "Ho, what?"))
+    with pytest.raises(errors.SgqlmError, match="changed while it was in use"):
+        list(found)
+
+
+def test_probe_takes_the_folder_in_which_the_images_lie(folder):
+    file = _write(folder, [{"id": 1, "image": "sub/b.jpg", "conversations": []}, 7])
+    roots = [folder, folder / "images" / "sub", folder / "images"]
+    assert llava_json.probe(file, roots) == folder / "images"
+    assert llava_json.probe(file, roots[:2]) == folder
 
 
 def test_malformed_json_names_line_and_column(tmp_path):

@@ -184,10 +184,38 @@ def test_every_record_comes_once_a_pass_and_in_another_order(folders, tokenizer)
     assert orders[0] != orders[1] and {item.epoch for item in plans[2]} == {2}
 
 
-def test_weights_share_the_samples(folders, tokenizer):
-    loader = _loader(folders, tokenizer, weights=[1.0, 3.0])
-    items = [item for step in range(50) for item in loader._maker.order.step(step).items]
-    assert 0.7 < np.mean([item.source == 1 for item in items]) < 0.8
+def test_weights_are_passes_in_an_epoch(folders, tokenizer):
+    one = _data(buckets=(192,))  # several are filled across the ends of epochs
+    loader = _loader(folders, tokenizer, data=one, batch_size=1)  # 11 and 7 records, once each
+    items = [loader._maker.order.step(step).items[0] for step in range(loader.steps(1.0))]
+    assert sorted(item[:2] for item in items) == [
+        *((0, i) for i in range(11)),
+        *((1, i) for i in range(7)),
+    ]
+    loader = _loader(folders, tokenizer, data=one, weights=[0.5, 3.0], batch_size=1)
+    assert loader.num_records == loader.steps(1.0) == 27  # 5.5 + 21
+    items = [loader._maker.order.step(step).items[0] for step in range(loader.steps(2.0))]
+    counts = [sum(item.source == source for item in items) for source in (0, 1)]
+    assert len(items) == 54 and abs(counts[0] - 11) <= 1 and abs(counts[1] - 42) <= 1
+    assert {item.index for item in items if item.source == 1} == set(range(7))
+
+
+def test_small_sources_are_spread_over_the_epoch():
+    bound = mixture.Bounds(None, None)
+    order = mixture.Mixture(
+        [1000, 10],
+        [1.0, 1.0],
+        batch_size=101,
+        seed=0,
+        shuffle=True,
+        repeat=True,
+        buckets=(8,),
+        bounds=[bound, bound],
+    )
+    per_step = [sum(item.source for item in order.step(step).items) for step in range(10)]
+    assert per_step == [1] * 10
+    seen = [item.index for step in range(10) for item in order.step(step).items if item.source]
+    assert sorted(seen) == list(range(10)) and seen != sorted(seen)
 
 
 @pytest.mark.parametrize("placement", ["after_image", "after_question"])

@@ -14,7 +14,7 @@ import numpy as np
 import sgqlm
 from sgqlm import config
 from sgqlm import model as model_lib
-from sgqlm.decode import generate
+from sgqlm.decode import generate, inputs, score
 from sgqlm.evals import scenes
 from sgqlm.models import llama
 from sgqlm.parallel import collectives, rules
@@ -50,6 +50,23 @@ def reload(model: model_lib.VisionLanguageModel) -> model_lib.VisionLanguageMode
         return sgqlm.load(folder, mesh={"data": -1, "tensor": 2})
 
 
+def scores(model: model_lib.VisionLanguageModel, cases) -> list:
+    """Score two continuations of questions about the images, of all rows and of one."""
+    settings, words = model.config, model.tokenizer
+    rows = [
+        inputs.Row([inputs.human(case.questions[0].text)], case.image, case.entities)
+        for case in cases
+    ]
+    prepared = [inputs.prepare(row, settings, words) for row in rows]
+    length = generate.bucket(max(row.length for row in prepared))
+    scorer = score.Scorer(model._generator)
+    found = score.choices([[7, 8, 2], [7, 9]])
+    return [
+        scorer.score(inputs.collate(part, length, settings.model), found).tolist()
+        for part in (prepared, prepared[:1])
+    ]
+
+
 def main():
     assert len(jax.devices()) == 8
     one = tiny_model.make()
@@ -66,6 +83,7 @@ def main():
         ]
         for name, model in (("one", one), ("many", many))
     }
+    scored = {name: scores(model, cases) for name, model in (("one", one), ("many", many))}
     generator = many._generator
     decode = mesh_lib.for_decode(mesh)
     q = generator.params["llm"]["blocks"][0]["attn"]["q"]["kernel"]
@@ -78,6 +96,7 @@ def main():
         "loaded": list(stacked.sharding.shard_shape(stacked.shape)),
         "same": toys.same(loaded.params, one.params),
         **texts,
+        "scores": scored,
         "layers": one.config.model.llm.num_layers,
         "kernel": [list(q.shape), list(q.sharding.shard_shape(q.shape))],
         "decode": count(generator, generator.params["llm"], decode),

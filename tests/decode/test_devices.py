@@ -29,6 +29,15 @@ def test_eight_devices_write_what_one_writes(found):
     assert found["many"] == [whole, single]
 
 
+def test_eight_devices_score_as_one_does(found):
+    one, many = (found["scores"][name] for name in ("one", "many"))
+    assert len({tuple(row) for row in one[0]}) == len(one[0]) == 4
+    for ours, theirs in zip(many, one, strict=True):  # sums in another order, of values near 20
+        assert [value for row in ours for value in row] == pytest.approx(
+            [value for row in theirs for value in row], abs=1e-4
+        )
+
+
 def test_weights_are_divided_over_tensor_only(found):
     (rows, columns), part = found["kernel"]
     assert part == [rows, columns // 2]

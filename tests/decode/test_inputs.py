@@ -74,3 +74,26 @@ def test_any_picture_becomes_a_square(model):
     pixels = inputs.collate([row], 32, model.config.model).images
     assert pixels.shape[1:] == (56, 56, 3)
     assert pixels[0, 28, 28].tolist() == [200, 200, 200]
+
+
+class _Pieces:
+    """Spells each id as the piece of that index."""
+
+    def __init__(self, *pieces):
+        self.pieces = pieces
+
+    def surface(self, ids):
+        return "".join(self.pieces[i] for i in ids)
+
+
+def test_attention_on_tokens_becomes_attention_on_words():
+    pieces = _Pieces("wh", "at", " is", " i", "t", "?")
+    attention = np.arange(12, dtype=np.float32).reshape(2, 6)
+    words, found = inputs.by_word(range(6), attention, pieces)
+    assert words == ["what", "is", "it?"]
+    np.testing.assert_array_equal(found, [[1, 2, 12], [13, 8, 30]])
+    assert inputs.by_word(range(3), attention[:, :3], _Pieces("这", "是", "猫"))[0] == list(
+        "这是猫"
+    )
+    words, found = inputs.by_word([], attention[:, :0], pieces)
+    assert words == [] and found.shape == (2, 0)

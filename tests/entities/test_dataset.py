@@ -3,7 +3,7 @@ from PIL import Image, ImageDraw
 
 from sgqlm import errors
 from sgqlm.data import llava_json, records, sources
-from sgqlm.entities import dataset, extract, regions
+from sgqlm.entities import dataset, extract, inputs, regions
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
 
@@ -49,7 +49,7 @@ def test_without_entities_there_is_no_entity_store(photos, tmp_path):
 def test_a_finished_store_is_taken_by_key(photos, tmp_path):
     folder, found = photos
     store = tmp_path / "store"
-    extract.run(regions.RegionsExtractor(), extract.from_folder(folder), store)
+    extract.run(regions.RegionsExtractor(), inputs.from_folder(folder), store)
     assert records.EntityStore(store).keys() == ["a.jpg", "b.png"]
     dataset.build(found, tmp_path / "set", entities=store)
     joined = records.EntityStore(tmp_path / "set" / "entities")
@@ -60,7 +60,11 @@ def test_a_finished_store_is_taken_by_key(photos, tmp_path):
 def test_a_store_of_other_images_is_refused_and_leaves_nothing(photos, tmp_path):
     folder, found = photos
     store, out = tmp_path / "store", tmp_path / "set"
-    extract.run(regions.RegionsExtractor(), extract.from_folder(folder), store)
+    extract.run(regions.RegionsExtractor(), inputs.from_folder(folder), store)
+    Image.new("RGB", (90, 60)).save(folder / "a.jpg")
+    with pytest.raises(errors.SgqlmError, match="another image") as caught:
+        dataset.build(found, out, entities=store)
+    assert "contents differ" in caught.value.why
     Image.new("RGB", (30, 90)).save(folder / "a.jpg")
     with pytest.raises(errors.SgqlmError, match="another image"):
         dataset.build(found, out, entities=store)

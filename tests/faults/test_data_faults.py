@@ -15,7 +15,7 @@ from PIL import Image
 
 from sgqlm import config, errors, types
 from sgqlm.cli import common, main
-from sgqlm.data import batch, llava_json, pipeline, sources
+from sgqlm.data import batch, image_tree, pipeline, sources
 from sgqlm.parallel import mesh as mesh_lib
 from sgqlm.text import tokenizer as tokenizers
 from sgqlm.train import loop, metrics, start, state
@@ -150,7 +150,8 @@ RECORDS = {  # the changes to a good record: what the report says of it
     ),
     "no tag": ({"conversations": turns()}, "image has <image>  no turn has <image>"),
     "no picture": ({"image": ...}, "<image> has image  turn 0"),
-    "a list": ({"image": ["a.png"]}, "record shape  `image` is not one path"),
+    "a list": ({"image": ["a.png", "a.png"]}, "record shape  `image` is not one path"),
+    "a number": ({"image": 7}, "record shape  `image` is not one path"),
     "half a pair \ud800": ({"image": "\ud800.png"}, r"image exists  \ud800.png"),
     "escape \x1b[2J\n": ({"image": "b.png\x1b[2J"}, r"image exists  b.png\x1b[2J is missing"),
     "long " * 99: ({"image": "x" * 5000}, "image exists  " + "x" * 97 + "...: File name too long"),
@@ -174,7 +175,7 @@ def test_every_broken_record_is_named_with_its_rule(tmp_path, capsys):
     assert f"{len(entries)} records, 1 usable" in out
     squeezed = "\n".join("  ".join(line.split("  ")).strip() for line in out.splitlines())
     for name, (_, wanted) in RECORDS.items():
-        shown = llava_json._shown(name)
+        shown = image_tree.shown(name)
         lines = [line for line in squeezed.splitlines() if line.startswith(shown.strip())]
         rule, _, message = wanted.partition("  ")
         assert any(rule in line and message in line for line in lines), (name, lines)

@@ -6,6 +6,7 @@ import pytest
 
 from sgqlm import config, errors
 from sgqlm.cli import common, train
+from sgqlm.data import cards
 from sgqlm.models import vlm
 from sgqlm.train import stages
 from tests import paths
@@ -13,7 +14,7 @@ from tests import paths
 # Recipe -> its stages in order: (batch, {part: learning rate}, data). LLaVA-1.5 for the numbers of
 # LLaVA-SG (its paper names none), the paper of SQ-LLaVA, and their union for sgqlm.
 PRETRAIN, MIX = "llava_pretrain_558k", "llava_v1_5_mix665k"
-RELATIONS = ["visual_genome_relations", "open_images_relations", "grit_relations"]
+RELATIONS = ["visual_genome", "open_images_vrd", "grit"]
 ADAPTERS = {"llm_lora": 2e-4, "vision_lora": 2e-5}
 SGQLM = {
     "align": (256, {"projector": 1e-3, "prototypes": 1e-3}, [PRETRAIN]),
@@ -37,6 +38,7 @@ PUBLISHED = {
     "sgqlm_7b": SGQLM,
     "sgqlm_13b": SGQLM,
 }
+MIXTURES = sorted(p for p in (paths.ROOT / "configs" / "data").glob("*.py") if p.stem[0] != "_")
 LLM = {"7b": (32, 4096, 11008, 32), "13b": (40, 5120, 13824, 40)}  # Vicuna v1.5
 
 
@@ -111,6 +113,44 @@ def test_the_run_fits_the_machines_of_the_page(name):
         for chips in (1, 2, 4, 8, 16):
             assert row.batch_size % (chips * row.accumulation) == 0
     assert config.from_config_dict(config.to_dict(settings)) == settings
+
+
+def test_sq_llava_can_take_the_data_of_the_released_weights():
+    settings = _load("sq_llava_7b", ":sets,sharegpt4v")
+    rows = {row.name: row for row in settings.train.stages}
+    names = {stage: [s.name for s in row.sources] for stage, row in rows.items()}
+    assert names == {
+        "align": [PRETRAIN],
+        "align_captions": ["sharegpt4v_pretrain_1246k"],
+        "instruct": ["sharegpt4v_mix665k"],
+    }
+    assert dict(rows["align_captions"].learning_rates) == {"projector": 2e-4, "prototypes": 2e-4}
+    assert rows["align_captions"].template == "plain" and rows["instruct"].batch_size == 128
+    assert settings.train.init == "sets/vicuna_7b"
+    assert settings.train.workdir != _load("sq_llava_7b").train.workdir
+    with pytest.raises(errors.SgqlmError, match="no mixture 'x'"):
+        _load("sq_llava_7b", ":sets,x")
+
+
+@pytest.mark.parametrize("path", MIXTURES, ids=lambda path: path.stem)
+def test_every_mixture_is_of_known_data_sets_and_loads_alone(path):
+    settings = common.load_config([f"--config={path}:my sets"])[0]
+    known = {card.name for card in cards.every()}
+    for row in settings.train.stages:
+        for source in row.sources:
+            assert source.name in known
+            assert source.path == f"my sets/{source.name}" and source.weight == 1.0
+
+
+def test_neighbours_of_two_folders_do_not_mix(tmp_path):
+    """Two configurations in one process may import different neighbours of one name."""
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "near.py").write_text(f"SEED = {number}")
+        text = "import near\ndef get_config(arg=''): return {'train': {'seed': near.SEED}}"
+        (folder / "c.py").write_text(text)
+        assert common.load_config([f"--config={folder}/c.py"])[0].train.seed == number
 
 
 def test_the_graph_stays_out_until_it_is_trained():

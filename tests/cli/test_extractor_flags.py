@@ -6,14 +6,14 @@ import dataclasses
 import pytest
 
 from sgqlm import errors
-from sgqlm.cli import extractor
+from sgqlm.cli import extractor_flags
 from sgqlm.entities import settings
 
 
 def _read(*words):
     parser = argparse.ArgumentParser()
-    extractor.add_flags(parser)
-    return extractor.chosen(parser.parse_args(words))
+    extractor_flags.add(parser)
+    return extractor_flags.read(parser.parse_args(words))
 
 
 def test_without_flags_it_is_the_preset():

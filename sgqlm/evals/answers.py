@@ -1,0 +1,129 @@
+"""Answer files: one json line an item, written one by one, so that a killed run goes on."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sgqlm import errors
+
+
+class AnswerFile:
+    """A file of answers under one header; use it as a context manager.
+
+    The first line says what was asked. Every other line is one answer, on disk before the next
+    item is begun. A last line that a killed run left unfinished is cut off.
+
+    Args:
+        path: the file; made with its folder where it is missing.
+        header: json values; those of an existing file must be equal.
+
+    Raises:
+        SgqlmError: the file has answers to something else.
+    """
+
+    def __init__(self, path: str | os.PathLike, header: Mapping[str, Any]):
+        """Open the file, and read what is there."""
+        self.path = pathlib.Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+        wanted = json.loads(json.dumps(header))
+        self.done: set[str] = set()
+        if whole:
+            found, lines = read(self.path)
+            _compare(found, wanted, self.path)
+            self.done = {line["key"] for line in lines}
+        self._file = self.path.open("a", encoding="utf-8")
+        if not whole:
+            self._write(wanted)
+
+    def __enter__(self) -> "AnswerFile":
+        """Return the file."""
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def add(self, answer: Mapping[str, Any]) -> None:
+        """Append one answer; it has a `key` that no other answer has."""
+        self._write(answer)
+        self.done.add(answer["key"])
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the header and the answers of a file of `AnswerFile`.
+
+    Raises:
+        SgqlmError: there is no such file, or a line is no json.
+    """
+    lines = list(iterate(path))
+    if not lines or "task" not in lines[0]:
+        raise errors.SgqlmError(
+            "the answers have no header",
+            where=str(path),
+            fix="give the answers.jsonl that `sgqlm eval --tasks=...` wrote",
+            code=errors.DATA,
+        )
+    return lines[0], lines[1:]
+
+
+def iterate(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of json lines; an unfinished last line is left out.
+
+    Raises:
+        SgqlmError: there is no such file, or a line is no json object.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise errors.SgqlmError(
+            "there is no such file of answers", where=str(path), fix="correct the path"
+        )
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # no line end: a run was killed while it wrote
+                return
+            raise _damaged(path, number, str(error)) from error
+        if not isinstance(value, dict):
+            raise _damaged(path, number, "it is no json object")
+        yield value
+
+
+def _damaged(path: pathlib.Path, number: int, why: str) -> errors.SgqlmError:
+    return errors.SgqlmError(
+        "a line of the answers cannot be read",
+        where=f"{path}:{number}",
+        why=why,
+        fix="give a file with one json object a line",
+        code=errors.DATA,
+    )
+
+
+def _compare(found: Mapping, wanted: Mapping, path: pathlib.Path) -> None:
+    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    if names:
+        told = [
+            f"{name}: {str(found.get(name))[:60]}, now {str(wanted.get(name))[:60]}"
+            for name in names
+        ]
+        raise errors.SgqlmError(
+            "the file has answers to another evaluation",
+            where=str(path),
+            why="; ".join(told),
+            fix="give another --out, or the same settings to go on",
+        )
