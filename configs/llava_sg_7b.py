@@ -10,7 +10,7 @@ import pathlib
 
 import ml_collections
 
-from data import llava_sg as mixture
+from configs.data import llava_sg as mixture
 from sgqlm import config as config_lib
 from sgqlm.models import presets
 from sgqlm.train import stages

@@ -9,7 +9,7 @@ import pathlib
 
 import ml_collections
 
-from data import sgqlm as mixture
+from configs.data import sgqlm as mixture
 from sgqlm import config as config_lib
 from sgqlm.models import presets
 from sgqlm.train import stages

@@ -11,7 +11,7 @@ import pathlib
 
 import ml_collections
 
-from data import sq_llava, sq_llava_sharegpt4v
+from configs.data import sq_llava, sq_llava_sharegpt4v
 from sgqlm import config as config_lib
 from sgqlm import errors
 from sgqlm.models import presets

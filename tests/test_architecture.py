@@ -219,11 +219,9 @@ def test_third_party_packages_are_declared():
         "skimage": "scikit_image",
         "orbax": "orbax_checkpoint",
     }
-    # a configuration may import its neighbours, such as `data`, the mixtures
-    neighbours = {path.parent.name for path in CONFIGS} - {"configs"}
-    used = {package for path in FILES for package in _packages(path)}
-    used |= {package for path in CONFIGS for package in _packages(path)} - neighbours
-    used -= set(sys.stdlib_module_names) | {"sgqlm"}
+    used = {package for path in ALL_FILES for package in _packages(path)}
+    # a configuration may import its neighbours, such as `configs.data`, the mixtures
+    used -= set(sys.stdlib_module_names) | {"sgqlm", "configs"}
     assert not {other_names.get(name, name).lower() for name in used} - declared
 
 

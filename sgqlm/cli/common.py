@@ -160,7 +160,9 @@ def _call_get_config(file: pathlib.Path, arg: str) -> Any:
         raise errors.SgqlmError("a configuration is a .py or .json file", where=str(file))
     module = importlib.util.module_from_spec(spec)
     folder, known = str(file.absolute().parent), set(sys.modules)
-    sys.path.insert(0, folder)  # a configuration may import its neighbours
+    # a configuration may import its neighbours, by their names or as `configs.name`
+    added = [folder, str(pathlib.Path(folder).parent)]
+    sys.path[:0] = added
     try:
         spec.loader.exec_module(module)
         return module.get_config(arg) if arg else module.get_config()
@@ -172,9 +174,11 @@ def _call_get_config(file: pathlib.Path, arg: str) -> Any:
             fix="it must define get_config(arg), which returns a ConfigDict",
         ) from error
     finally:
-        sys.path.remove(folder)
+        for name in added:
+            sys.path.remove(name)
         for name in set(sys.modules) - known:  # another folder may have neighbours of these names
-            if (getattr(sys.modules[name], "__file__", "") or "").startswith(folder + os.sep):
+            where = getattr(sys.modules[name], "__file__", "") or ""
+            if where.startswith(folder + os.sep) or name == file.parent.name:
                 del sys.modules[name]
 
 

@@ -103,6 +103,8 @@ def _check(args: argparse.Namespace) -> int:
     print(f"{file}: {scan.total} records, {len(scan.records)} usable, images in {root}")
     if card and scan.total != card.rest.get("records", scan.total):
         print(f"the card says {card.rest['records']} records: this is another file, or cut")
+    if scan.folders and not any(folder.found for folder in scan.folders):
+        print("no image was found: --images names the folder that their paths start from")
     if any(f.rule == "image inside root" for f in scan.faults) and not args.follow_links:
         print("what a link leads to outside the image folder counts with --follow-links only")
     if args.no_decode:

@@ -1,7 +1,7 @@
 """Images of evaluation sets, which training has to leave out: lists of them, and what they match.
 
-An image is known by a space and a number in it, however its file is called: `COCO_val2014_
-000000310196.jpg`, `val2017/000000310196.jpg` and `coco/train2017/000000310196.jpg` are all image
+An image is known by a space and a number in it, however its file is called: the validation image
+`COCO_val2014_000000310196.jpg` and the training image `coco/train2017/000000310196.jpg` are both
 310196 of COCO, whose numbers are the same in all of its releases. GQA takes its images from Visual
 Genome, half of which is COCO; VG's `image_data.json` says which.
 """

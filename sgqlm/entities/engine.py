@@ -153,7 +153,7 @@ class Ray:
     def _connect(self, ray: Any) -> None:
         options: dict[str, Any] = {
             "num_cpus": max(os.cpu_count() or 1, self.workers),
-            "object_store_memory": 128 * 2**20,  # it carries names of files only
+            "object_store_memory": 256 * 2**20,  # it carries names of files only
             "include_dashboard": False,
         }
         options = {} if self.address else options

@@ -173,6 +173,7 @@ def entity_table(record: panels.Record, index: int) -> str:
     )
     rows = []
     for i, colour in enumerate(overlay.colours(len(found))):
+        says = filter(None, panels.label_parts(found, i)[:2])
         numbers = [f"{found.scores[i]:.2f}"]
         if has_quality:
             numbers.append(f"{found.mask_scores[i]:.2f}")
@@ -186,8 +187,9 @@ def entity_table(record: panels.Record, index: int) -> str:
         )
         rows.append(
             f'<tr class="row e{i + 1}"><td><label><input type="radio" name="pick{index}" '
-            f'class="pick e{i + 1}"><span class="chip" style="background:{_css(colour)};'
-            f'color:{overlay.ink(colour)}">{i + 1}</span></label></td>'
+            f'class="pick e{i + 1}" aria-label="entity {pages.escape(" ".join(says))}">'
+            f'<span class="chip" style="background:{_css(colour)};color:{overlay.ink(colour)}">'
+            f"{i + 1}</span></label></td>"
             f"{_label(found, i)}{line}</tr>"
         )
     every = (

@@ -80,6 +80,12 @@ def test_a_missing_archive_is_named_as_what_to_get(tree, capsys):
     assert code == 3 and "vg/VG_100K: missing (Visual Genome images.zip)" in out
 
 
+def test_a_wrong_image_folder_is_guessed(tree, capsys):
+    words = ("check", tree, f"--card={CARD}", "--images", tree / "vg")
+    code, out, _ = sgqlm(capsys, *words)
+    assert code == 3 and "no image was found: --images names the folder" in out
+
+
 def test_reports_hold_everything(tree, tmp_path, capsys):
     found = json.loads((tree / NAME).read_text())
     found += [talk(f"x{i}", f"coco/train2017/{i:012}.jpg") for i in range(1000, 1130)]

@@ -156,3 +156,19 @@ def test_extreme_shapes_stay_cheap():
 def test_pad_puts_the_odd_pixel_right_and_below():
     square = images.to_square(Image.new("RGB", (4, 1), "red"), 4, "pad")
     assert (square[1] == (255, 0, 0)).all() and (square[[0, 2, 3]] == images.PAD_COLOUR).all()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_is_known_without_decoding(form, orientation, monkeypatch):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    options = {} if form == "GIF" else {"exif": exif}
+    Image.new("RGB", (90, 41)).save(file, form, **options)
+    for limit in (images.DRAFT_PIXELS, 1000):  # above it a JPEG is decoded at a fraction
+        monkeypatch.setattr(images, "DRAFT_PIXELS", limit)
+        size = images.open_image(file.getvalue()).size
+        assert images.upright_size(file.getvalue()) == size
+    assert (size == (90, 41)) == (form == "GIF" or (form != "JPEG" and orientation in (1, 3)))
+    with pytest.raises(errors.SgqlmError, match="cannot be decoded"):
+        images.upright_size(b"words", where="x")

@@ -19,12 +19,20 @@ with lock.hold(pathlib.Path(sys.argv[1]), "it", "wait"):
 """
 
 
-def test_a_lock_that_its_holder_deleted_is_none(tmp_path):
-    file = tmp_path / "lock"
+def test_a_lock_that_its_holder_deleted_is_none(tmp_path, monkeypatch):
+    file, take, calls = tmp_path / "lock", lock.fcntl.lockf, []
+
+    def late(stream, how):
+        take(stream, how)
+        calls.append(how)
+        if len(calls) == 1:  # the last holder ends between opening and locking
+            file.unlink()
+
+    monkeypatch.setattr(lock.fcntl, "lockf", late)
     with lock.hold(file, "it", "take another"):
         assert json.loads(file.read_text())["pid"] == os.getpid()
         file.unlink()
-    assert not file.exists()
+    assert not file.exists() and len(calls) == 2
     with lock.hold(file, "it", "take another"):
         assert file.exists()
 

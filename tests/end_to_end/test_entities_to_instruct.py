@@ -77,7 +77,7 @@ def settings(relations: pathlib.Path, talks: pathlib.Path, workdir: pathlib.Path
         model=model,
         text=config.TextConfig(tokenizer="train", system="", self_questioning=0.0),
         data=config.DataConfig(
-            buckets=(128, 256), cache_images=True, node_dropout=0.1, node_jitter=0.1
+            buckets=(128, 256, 512), cache_images=True, node_dropout=0.1, node_jitter=0.1
         ),
         train=config.TrainConfig(
             workdir=str(workdir),

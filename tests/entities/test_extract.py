@@ -64,6 +64,9 @@ def test_what_is_made_in_pieces_equals_what_is_made_at_once(tmp_path):
     Image.new("RGB", (30, 30), "navy").save(photos / "0003.png")  # changed, and empty
     (photos / "0005.png").unlink()
     drawn.picture(50).save(photos / "0000a.png")
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, out, drawn.Counting(stop_at=0), shard_size=4)
+    assert len(records.EntityStore(out)) == 9  # as it was before
     changed = drawn.Counting()
     summary = run(photos, out, changed, shard_size=4)
     assert changed.seen == 2 and summary.reused == 7 and summary.images == 9

@@ -76,3 +76,10 @@ def test_without_data():
 def test_scenes_are_counted_before_they_are_drawn():
     found = look(settings(config.SourceConfig()))
     assert (found.num_samples, found.known_by) == (micro.SCENES.num_train, "config.scenes")
+    half = config.SourceConfig(weight=0.5)
+    assert look(settings(half, config.SourceConfig())).num_samples == 1.5 * micro.SCENES.num_train
+
+
+def test_weights_count_in_an_epoch(data):
+    source = config.SourceConfig(name="talk", path=str(data / "talk.json"), weight=0.25)
+    assert look(settings(source)).num_samples == 20
