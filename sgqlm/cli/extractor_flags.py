@@ -50,19 +50,39 @@ def read(args: argparse.Namespace) -> settings.ExtractorConfig:
     fields = [field.name for field in dataclasses.fields(settings.ExtractorConfig)]
     given = {name: getattr(args, name, None) for name in fields if name != "name"}
     given = {name: value for name, value in given.items() if value is not None}
-    if args.extractor == "regions":
-        for name in given:
-            if name not in _REGIONS:
-                raise errors.SgqlmError(
-                    f"the extractor regions makes no use of {_flag(name)}", where=_flag(name),
-                    fix="choose another, as with --extractor=paper",
-                )  # fmt: skip
     for name in _PATHS:
         if given.get(name) and pathlib.Path(given[name]).exists():
             given[name] = str(pathlib.Path(given[name]).absolute())
     if "views" in given:
         given["views"] = tuple(word.strip() for word in given["views"].split(",") if word.strip())
-    return dataclasses.replace(settings.preset(args.extractor), **given)
+    made = dataclasses.replace(settings.preset(args.extractor), **given)
+    for part, useless in _useless(made).items():
+        for name in useless & given.keys():
+            raise errors.SgqlmError(
+                f"{part} makes no use of {_flag(name)}", where=_flag(name),
+                fix="leave the flag out, or choose another extractor or part",
+            )  # fmt: skip
+    return made
+
+
+def _useless(made: settings.ExtractorConfig) -> dict[str, set[str]]:
+    """Return the settings that change nothing, by the extractor or part that makes no use of them.
+
+    What would be ignored is refused: who gives it expects that it does something.
+    """
+    if made.name == "regions":
+        fields = {field.name for field in dataclasses.fields(made)}
+        return {"the extractor regions": fields - set(_REGIONS)}
+    found: dict[str, set[str]] = {}
+    if made.name == "sam3":
+        found["sam3"] = {"detector", "detector_weights", "separator", "segmenter"}
+    elif made.segmenter == "box":
+        found["the segmenter box"] = {"segmenter_weights"}
+    if made.tagger in ("fixed", "none"):
+        found[f"the tagger {made.tagger}"] = {"tagger_weights", "tag_thresholds"}
+    if made.detector == "owlv2":
+        found["owlv2"] = {"separator"}
+    return found
 
 
 def _flag(field: str) -> str:

@@ -48,3 +48,20 @@ def test_a_wrong_name_is_refused_with_the_nearest():
     with pytest.raises(errors.SgqlmError, match="grounding_din") as caught:
         _read("--extractor", "paper", "--detector", "grounding_din")
     assert "grounding_dino" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--box-threshold=.3",),
+        ("--extractor=sam3", "--detector=owlv2"),
+        ("--extractor=sam3", "--segmenter=box"),
+        ("--extractor=paper", "--segmenter=box", "--segmenter-weights=x"),
+        ("--extractor=custom", "--tagger=fixed", "--tagger-weights=x"),
+        ("--extractor=custom", "--detector=owlv2", "--separator=, "),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(words):
+    with pytest.raises(errors.SgqlmError, match="makes no use of --") as caught:
+        _read(*words)
+    assert caught.value.where in str(words)
