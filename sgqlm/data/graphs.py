@@ -60,13 +60,13 @@ class Entities:
         ):
             counts = {"boxes": self.boxes} | parts | optional
             problem = ", ".join(f"{len(part)} {name}" for name, part in counts.items())
+        elif not (np.isfinite(self.boxes).all() and np.isfinite(self.scores).all()):
+            problem = "a box or a score is not finite"
         elif isinstance(self.masks, np.ndarray):
             if self.masks.dtype != bool or self.masks.shape[1:] != tuple(self.size):
                 problem = f"masks are {self.masks.dtype}{list(self.masks.shape)}"
         elif any(tuple(rle["size"]) != tuple(self.size) for rle in self.masks):
             problem = "a mask has another size than the image"
-        elif not np.isfinite(self.boxes).all():
-            problem = "a box is not finite"
         if problem:
             raise errors.SgqlmError(
                 "the entities of an image do not fit together",

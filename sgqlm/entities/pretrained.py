@@ -25,6 +25,7 @@ def load(source: str, flag: str, /, classes: Mapping[str, str]) -> Any:
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # of reading files; downloads keep theirs
     config = weights.load(transformers.AutoConfig.from_pretrained, source, flag)
     if config.model_type not in classes:
         raise errors.SgqlmError(
