@@ -195,7 +195,7 @@ def test_greedy_answers_equal_in_transformers_4(greedy, transformers_4):
     equal_greedy(transformers_4, greedy, "4.57")
 
 
-@pytest.mark.parametrize("mode", ["paper", "released"])
+@pytest.mark.parametrize("mode", [pytest.param("paper", marks=pytest.mark.slow), "released"])
 def test_the_whole_model_comes_back_bit_for_bit(tiny, tmp_path, mode):
     prototypes = dataclasses.replace(tiny.config.model.prototypes, mode=mode)
     cfg = dataclasses.replace(tiny.config.model, prototypes=prototypes)

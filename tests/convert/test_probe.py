@@ -100,6 +100,7 @@ def test_without_transformers_nothing_is_claimed(folder, tmp_path):
     assert report.checked_with == "not checked: No module named 'transformers'"
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_open_is_an_error(tmp_path):
     other_python.having("transformers")
     with pytest.raises(errors.SgqlmError, match="cannot open the exported folder") as caught:

@@ -41,7 +41,7 @@ def features(params, cfg, images):
     return model.apply({"params": params}, pixels, method=lambda m, x: m.vision(x))
 
 
-@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("merge", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_forward_pass_equals_the_official_one(folders, expected, merge):
     with open_release(folders, merge=merge) as found:
         cfg, params = found.config, found.params()
@@ -130,6 +130,7 @@ def test_what_is_missing_is_named(folders, tmp_path):
         open_release(changed)
 
 
+@pytest.mark.slow
 def test_pickles_give_the_same_and_folders_are_found_where_the_release_names_them(folders):
     with (
         sq_llava.open_release(release.original() / release.NAME) as found,

@@ -91,6 +91,7 @@ def test_before_the_first_step_there_is_nothing_to_save(plan, tmp_path, number, 
     assert "Traceback" not in process.text
 
 
+@pytest.mark.slow
 def test_on_other_meshes_the_batches_are_the_same(plan, whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)

@@ -157,6 +157,7 @@ def test_changed_settings_are_refused(plan, halfway, capsys, word, difference, o
     assert runs.names(halfway)[-1] == "00-align-0000080"
 
 
+@pytest.mark.slow
 def test_how_a_run_is_computed_may_change(plan, whole, halfway, capsys):
     shutil.rmtree(halfway / "checkpoints" / "00-align-0000040")
     kept = shutil.copytree(halfway, halfway.with_name("kept"))

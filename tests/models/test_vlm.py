@@ -182,6 +182,7 @@ def test_remat_changes_no_gradient(small, num_layers, policies):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # another order of sums
 
 
+@pytest.mark.slow
 def test_deep_stacks_scan_like_shallow_ones_unroll():
     deep = helpers.small_config()
     deep = dataclasses.replace(deep, llm=dataclasses.replace(deep.llm, num_layers=6))
