@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def is_built(path: pathlib.Path) -> bool:
 
 
 def _show(args: argparse.Namespace) -> int:
+    _refuse_store(args.path)
     settings, wanted = _settings(args), _wanted(args)
     source = sources.open_source(wanted, seed=settings.train.seed)
     tokenizer, text = _tokenizer(settings, wanted), settings.text
@@ -66,6 +68,16 @@ def _show(args: argparse.Namespace) -> int:
     out = args.out or pathlib.Path("runs/data") / f"{source.name}.html"
     print(pages.write(out, document))
     return errors.OK
+
+
+def _refuse_store(path: pathlib.Path) -> None:
+    file = path / records.MANIFEST
+    kind = json.loads(file.read_text("utf-8")).get("kind") if file.is_file() else None
+    if kind:  # built scenes have a manifest of another form
+        fix = "name the data set that it belongs to"
+        if kind == dataset.ENTITIES:
+            fix += f", or look at it with `sgqlm entities show {path}`"
+        raise errors.SgqlmError(f"this is a store of {kind}, no data set", where=str(path), fix=fix)
 
 
 def _sample(

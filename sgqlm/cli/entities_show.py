@@ -85,17 +85,19 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     work = _live(args) if args.image else _stored(args)
     model = _model(args)
-    cards, names, most, texts = [], [], 0, set()
+    cards, names, most, texts, absent = [], [], 0, set(), []
     with progress.Progress("pictures", work.count) as line:
         for found in work.found:
             record = _record(found, model, args)
             cards.append(gallery.card(record, len(cards)))
             names.append(found.key)
             most = max(most, len(record.entities) if record.entities is not None else 0)
+            absent += [found.key] if record.image is None else []
             if record.image is not None and record.entities is not None:
                 _write_picture(args.out, found, record, args.side)
                 texts |= set(record.entities.labels)
             line.update(len(cards))
+    _tell_absent(absent, work.count, args.images or args.store)
     if missing := "".join(sorted({c for text in texts for c in canvas.undrawable(text)})):
         told = f"no font of this machine has {missing}: the PNG files show ?, the page is right"
         print(f"note: {told}", file=sys.stderr)
@@ -106,7 +108,23 @@ def run(args: argparse.Namespace) -> int:
     return errors.OK
 
 
+def _tell_absent(absent: Sequence[str], count: int, folder: pathlib.Path | None) -> None:
+    """Say which images could not be shown; refuse a page without any."""
+    if not absent:
+        return
+    listed = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+    if len(absent) == count:
+        raise errors.SgqlmError(
+            "none of the images can be shown", where=str(folder), why=f"missing: {listed}",
+            fix="name the folder that the keys of the store start from with --images",
+            code=errors.DATA,
+        )  # fmt: skip
+    print(f"note: {len(absent)} of {count} images cannot be shown: {listed}", file=sys.stderr)
+
+
 def _check(args: argparse.Namespace) -> None:
+    if args.out.is_file():
+        raise _usage("the output is a file", f"--out={args.out}", "name a folder")
     fields = [field.name for field in dataclasses.fields(settings.ExtractorConfig)]
     given = [name for name in fields if name not in ("name", "views")]
     given = ["--" + name.replace("_", "-") for name in given if getattr(args, name) is not None]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from sgqlm import config
+from sgqlm import config, errors
 from sgqlm.cli import data, main
-from sgqlm.data import records, sources
+from sgqlm.data import graphs, records, sources
 from sgqlm.models import presets
 
 
@@ -273,3 +273,10 @@ def test_help_names_the_verbs_and_a_missing_verb_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as stopped:
         data.run([])
     assert stopped.value.code == 2
+
+
+def test_a_single_store_is_no_data_set(capsys, tmp_path):
+    records.write_entities(tmp_path / "found", [("a.png", graphs.Entities.empty((4, 4)))])
+    code, _, err = sgqlm(capsys, "show", tmp_path / "found")
+    assert code == errors.USAGE and "a store of entities" in err
+    assert f"sgqlm entities show {tmp_path / 'found'}" in err

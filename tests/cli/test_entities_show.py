@@ -134,13 +134,21 @@ def test_images_that_changed_are_told_from_those_that_fit(dataset, capsys, tmp_p
     (photos / "a" / "one.png").write_bytes(drawn(3))
     Image.new("RGB", (30, 30)).save(photos / "two.png")
     words = (dataset / "entities", "--images", photos, "--out", tmp_path / "page", "--side", "400")
-    assert show(capsys, *words)[0] == 0
+    code, _, err = show(capsys, *words)
+    assert code == 0 and "note: 2 of 4 images cannot be shown: none.png, failed.png" in err
     page = (tmp_path / "page" / "entities.html").read_text("utf-8")
     assert page.count("not the one in which the entities were found") == 2
     assert "30 x 30 pixels, but its entities are those of one with 120 x 80" in page
     assert "error: the image file is missing" in page and "error: no" in page
     assert "masks, boxes and labels" in page  # of the first
     assert show(capsys, dataset / "entities")[0] == 2  # no images to be seen
+    (tmp_path / "empty").mkdir()
+    words = (dataset / "entities", "--images", tmp_path / "empty", "--out", tmp_path / "other")
+    code, _, err = show(capsys, *words)
+    assert code == errors.DATA and "none of the images can be shown" in err
+    assert not (tmp_path / "other").exists()
+    code, _, err = show(capsys, dataset, "--out", photos / "two.png")
+    assert code == 2 and "the output is a file" in err
 
 
 @pytest.mark.parametrize(
