@@ -40,6 +40,10 @@ EXTRAS = {
     "entities": [TORCH, "transformers>=5.16", "ray[data]>=2.50"],
     # the file formats of VG150 (HDF5) and GRIT (parquet)
     "relations": ["h5py", "pyarrow"],
+    # BLEU, METEOR, ROUGE-L and CIDEr-D; METEOR and the published tokeniser also need Java
+    "caption": ["pycocoevalcap"],
+    # the sheet that the MMBench server takes
+    "submit": ["openpyxl"],
     "hf": [TORCH, "transformers>=5.16", "peft"],
     "serve": ["fastapi", "uvicorn", "python-multipart"],
     "demo": ["gradio", "plotly"],

@@ -50,6 +50,7 @@ LAZY = JAX | TORCH | FLAGS | {
     "grain",
     "h5py",
     "matplotlib",
+    "openpyxl",
     "pyarrow",
     "pycocotools",
     "rich",

@@ -11,7 +11,7 @@ import sys
 
 from sgqlm import config, errors
 from sgqlm import model as model_lib
-from sgqlm.cli import common, eval_relations
+from sgqlm.cli import common, eval_relations, eval_score, eval_submit
 from sgqlm.data import sources
 from sgqlm.evals import memorised, prior, report, runner, scenes
 
@@ -21,14 +21,17 @@ _FLAGS = ("--checkpoint", "--base", "--data", "--split", "--out", "--tasks")
 def run(argv: list[str]) -> int:
     """Run `sgqlm eval`; return the exit code."""
     if argv[:1] == ["score"]:
-        return eval_relations.score(argv[1:])
+        return eval_score.run(argv[1:])
+    if argv[:1] == ["submit"]:
+        return eval_submit.run(argv[1:])
     if any(word.split("=")[0] == "--tasks" for word in argv):
         return eval_relations.run(argv)
     parser = argparse.ArgumentParser(
         prog="sgqlm eval",
         description=__doc__,
         epilog="Settings such as --config.eval.num_scenes=100 change those of the checkpoint. See "
-        "also `sgqlm eval --tasks=relations --help` and `sgqlm eval score --help`.",
+        "also `sgqlm eval --tasks=relations --help`, `sgqlm eval score --help` and `sgqlm eval "
+        "submit --help`.",
     )
     parser.add_argument("--checkpoint", help="checkpoint or work directory; else that of --config")
     parser.add_argument("--base", help="where the base weights lie, if they were moved")

@@ -1,29 +1,22 @@
 """Captions to relations by a language model behind an OpenAI-compatible address.
 
-Every answer is kept in a file, so a run that is repeated or was cut off asks nothing twice. The key
-comes from the environment variable OPENAI_API_KEY and appears in no message and no file.
+Every answer is kept in a file, so a run that is repeated or was cut off asks nothing twice.
 """
 
 import dataclasses
 import hashlib
-import http.client
 import json
-import os
 import pathlib
 import re
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
 from sgqlm import errors
+from sgqlm.data import chat
 from sgqlm.data.relations import text, types
 
-KEY = "OPENAI_API_KEY"
-_WAIT = 60.0  # seconds, the longest pause between two tries
-_LIMIT = 1 << 20  # bytes of an answer
 _MAX_WORDS = 5
 _SYSTEM = (
     "You extract visual relations from image captions. You get a caption and numbered phrases of "
@@ -31,13 +24,6 @@ _SYSTEM = (
     "Use only relations that the caption states and that can be seen; a predicate has one to four "
     "words in lower case, such as holding, next to, in front of. Answer [] if there is none."
 )
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the key would travel along."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        """Refuse by giving no request; then the answer counts as an error."""
 
 
 @dataclasses.dataclass
@@ -66,8 +52,8 @@ class Endpoint:
 
     def __post_init__(self):
         """Check the address."""
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or not self.model:
+        if not chat.is_address(self.url) or not self.model:
+            parts = urllib.parse.urlsplit(self.url)
             raise errors.SgqlmError(
                 "text to relations needs an address and a model",
                 where=f"--text-to-relations={parts.scheme}://{parts.hostname or ''}",
@@ -86,8 +72,10 @@ class Endpoint:
         digest = hashlib.sha256(json.dumps([self.model, _SYSTEM, question]).encode()).hexdigest()
         known = self._answers()
         if digest not in known:
-            known[digest] = self._ask(question)
-            self._remember(digest, known[digest])
+            system = {"role": "system", "content": _SYSTEM}
+            client = chat.Client(self.url, self.model, self.timeout, self.tries, self.sleep)
+            known[digest] = client.complete([system, {"role": "user", "content": question}])
+            chat.append(self.cache, {"question": digest, "answer": known[digest]})
         try:
             return parse(known[digest], len(spans))
         except ValueError as error:
@@ -106,64 +94,6 @@ class Endpoint:
                     except (ValueError, KeyError, TypeError):
                         continue
         return self._known
-
-    def _remember(self, digest: str, answer: str) -> None:
-        self.cache.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"question": digest, "answer": answer})
-        with self.cache.open("a+b") as file:  # a line that was cut off must not swallow this one
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else "\n" + line
-            file.write(line.encode() + b"\n")
-
-    def _ask(self, question: str) -> str:
-        pause, why = 1.0, ""
-        for attempt in range(self.tries):
-            if attempt:
-                self.sleep(min(pause, _WAIT))
-                pause *= 2
-            try:
-                return self._request(question)
-            except urllib.error.HTTPError as error:
-                why = f"HTTP {error.code} {error.reason}"
-                error.close()
-                if error.code not in (408, 409, 425, 429) and error.code < 500:
-                    break
-                pause = max(pause, _retry_after(error))
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                why = f"{type(error).__name__}: {error}"
-        fix = f"start the service, correct the address or {KEY}; the answers so far are kept"
-        raise errors.SgqlmError(
-            "the text service gives no answer",
-            where=self.url.split("?")[0].rsplit("@", 1)[-1],
-            why=why,
-            fix=fix,
-            code=errors.RESOURCES,
-        )
-
-    def _request(self, question: str) -> str:
-        url = self.url.rstrip("/")
-        url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
-        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": question}]
-        body = {"model": self.model, "messages": messages, "temperature": 0}
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        opener = urllib.request.build_opener(_NoRedirects)
-        with opener.open(request, timeout=self.timeout) as answer:
-            value = json.loads(answer.read(_LIMIT))
-        try:
-            return str(value["choices"][0]["message"]["content"])
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"no chat completion: {str(value)[:80]}") from error
-
-
-def _retry_after(error: urllib.error.HTTPError) -> float:
-    try:
-        return float(error.headers.get("Retry-After") or 0)
-    except ValueError:  # a date
-        return 0.0
 
 
 def parse(answer: str, count: int) -> list[text.Triple]:

@@ -1,14 +1,13 @@
 """Captions to relations: by rule, and by a service that speaks the OpenAI protocol."""
 
-import http.server
 import itertools
-import json
-import threading
 
 import pytest
 
 from sgqlm import errors
+from sgqlm.data import chat
 from sgqlm.data.relations import endpoint, text, types
+from tests import chat_service
 
 
 @pytest.mark.parametrize(
@@ -50,47 +49,10 @@ def test_neighbouring_phrases_alone_are_related():
     assert text.head("the old barn") == "old barn" and text.head("a") == "a"
 
 
-class Service(http.server.BaseHTTPRequestHandler):
-    """Answers from a list: text is an answer, a number a status, None no answer in time."""
-
-    def do_POST(self):
-        """Take the next answer."""
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server.asked.append((self.path, body, self.headers.get("Authorization")))
-        answer = server.answers.pop(0)
-        if answer is None:
-            server.done.wait(5)
-            return
-        if isinstance(answer, int):
-            self.send_response(answer)
-            for name, value in server.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            return
-        if isinstance(answer, str):
-            answer = {"choices": [{"message": {"role": "assistant", "content": answer}}]}
-        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        """Stay quiet."""
-
-
 @pytest.fixture
 def service():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    server.answers, server.asked, server.headers = [], [], {}
-    server.done = threading.Event()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.done.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with chat_service.running() as server:
+        yield server
 
 
 CAPTION = "A man riding a horse"
@@ -106,7 +68,7 @@ def ask(service, tmp_path, *, suffix="/v1", caption=CAPTION, **options):
 
 
 def test_an_answer_is_asked_for_once_and_kept(service, tmp_path, monkeypatch):
-    monkeypatch.setenv(endpoint.KEY, "sk-secret")
+    monkeypatch.setenv(chat.KEY, "sk-secret")
     service.answers += [GOOD, "```json\n[]\n```"]
     assert ask(service, tmp_path) == [(0, "riding", 1)]
     assert ask(service, tmp_path) == [(0, "riding", 1)]
@@ -155,7 +117,7 @@ def test_a_busy_or_slow_service_is_asked_again(service, tmp_path):
 
 @pytest.mark.parametrize(("status", "count"), [(401, 1), (404, 1), (302, 1), (503, 3)])
 def test_a_refusal_is_told_without_the_key(service, tmp_path, monkeypatch, status, count):
-    monkeypatch.setenv(endpoint.KEY, "sk-secret")
+    monkeypatch.setenv(chat.KEY, "sk-secret")
     service.headers = {"Location": "http://127.0.0.1:1/elsewhere"}
     service.answers += [status] * 6
     with pytest.raises(errors.SgqlmError, match=f"HTTP {status}") as caught:

@@ -1,0 +1,171 @@
+"""Judges: language models that grade answers, asked over HTTP or replayed from a file.
+
+A judge is whatever has a `name` and `complete`. What `gpt-4-0314` and `gpt-4-0613` said can no
+longer be asked for, so absolute values under another judge do not compare with published ones; the
+name of the judge and the hash of the prompt belong in every report.
+"""
+
+import collections
+import hashlib
+import json
+import os
+import pathlib
+from typing import Protocol, runtime_checkable
+
+from sgqlm import errors
+from sgqlm.data import chat
+from sgqlm.evals import answers
+
+OPENAI = "https://api.openai.com/v1"
+URL, MODEL = "OPENAI_BASE_URL", "OPENAI_MODEL"  # environment variables
+KINDS = "none, openai, an http address, or replay:FILE"
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Something that answers conversations."""
+
+    @property
+    def name(self) -> str:
+        """The model, for reports."""
+        ...
+
+    def complete(
+        self, messages: chat.Messages, *, max_tokens: int | None, temperature: float
+    ) -> str:
+        """Return the answer to a conversation."""
+        ...
+
+
+class NeedsJudge(errors.SgqlmError):
+    """Raised where only a judge could grade an answer and there is none."""
+
+
+class NoJudge:
+    """Grades nothing: what needs a judge stays open and is counted as `needs_judge`."""
+
+    name = "none"
+
+    def complete(
+        self, messages: chat.Messages, *, max_tokens: int | None, temperature: float
+    ) -> str:
+        """Raise NeedsJudge."""
+        raise NeedsJudge("this answer needs a judge", fix=f"give a judge: {KINDS}")
+
+
+class Recorder:
+    """Passes on to a judge, and writes every reply to a file that `Replay` reads.
+
+    Args:
+        judge: who is asked.
+        path: jsonl file; appended to.
+    """
+
+    def __init__(self, judge: Judge, path: str | os.PathLike):
+        self._judge, self._path = judge, pathlib.Path(path)
+        self.name = judge.name
+
+    def complete(
+        self, messages: chat.Messages, *, max_tokens: int | None, temperature: float
+    ) -> str:
+        """Return the answer of the judge once it is on disk."""
+        reply = self._judge.complete(messages, max_tokens=max_tokens, temperature=temperature)
+        key = question_hash(messages, max_tokens=max_tokens, temperature=temperature)
+        chat.append(self._path, {"prompt": key, "judge": self.name, "reply": reply})
+        return reply
+
+
+class Replay:
+    """Gives recorded replies; those to an equal question in the order they were recorded.
+
+    Args:
+        path: jsonl file of `Recorder`.
+
+    Raises:
+        SgqlmError: the file is missing, empty or of another form, or has replies of two judges.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = pathlib.Path(path)
+        self._replies: dict[str, collections.deque[str]] = collections.defaultdict(
+            collections.deque
+        )
+        judges = set()
+        for number, line in enumerate(answers.iterate(path), 1):
+            values = [line.get(name) for name in ("prompt", "judge", "reply")]
+            if not all(isinstance(value, str) for value in values):
+                raise errors.SgqlmError(
+                    "this is no recorded reply of a judge",
+                    where=f"{path}: record {number}",
+                    why="it has no prompt, judge and reply",
+                    fix="give a file that was recorded, not one of reviews or answers",
+                    code=errors.DATA,
+                )
+            self._replies[str(line["prompt"])].append(str(line["reply"]))
+            judges.add(str(line["judge"]))
+        if len(judges) != 1:
+            raise errors.SgqlmError(
+                "a replay is of one judge",
+                where=str(path),
+                why=f"the file has replies of {', '.join(sorted(judges)) or 'none'}",
+                fix="record one judge a file",
+                code=errors.DATA,
+            )
+        self.name = judges.pop()
+
+    def complete(
+        self, messages: chat.Messages, *, max_tokens: int | None, temperature: float
+    ) -> str:
+        """Return the next recorded reply to this conversation.
+
+        Raises:
+            SgqlmError: there is none, or none is left.
+        """
+        key = question_hash(messages, max_tokens=max_tokens, temperature=temperature)
+        if self._replies.get(key):
+            return self._replies[key].popleft()
+        told = "all its replies are used up" if key in self._replies else "it was never recorded"
+        raise errors.SgqlmError(
+            "the judge has no recorded reply to this question",
+            where=f"{self._path}: {str(messages[-1].get('content', ''))[-120:]!r}",
+            why=f"{told} (temperature {temperature}, at most {max_tokens} tokens)",
+            fix="ask the judge itself, and record it",
+            code=errors.DATA,
+        )
+
+
+def question_hash(messages: chat.Messages, *, max_tokens: int | None, temperature: float) -> str:
+    """Return the sha256 of a conversation and its settings, by which replies are recorded."""
+    plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+    settings = [plain, max_tokens, float(temperature)]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def make(kind: str, *, model: str = "", record: str | os.PathLike | None = None) -> Judge:
+    """Return the judge that a user names.
+
+    Args:
+        kind: `none`; `openai` (the address in OPENAI_BASE_URL, or that of OpenAI); the base
+            address of a service with its protocol; `replay:FILE`. The key is in OPENAI_API_KEY.
+        model: its name at the service; empty for the one in OPENAI_MODEL.
+        record: a file that the replies are appended to.
+
+    Raises:
+        SgqlmError: there is no such kind, or the model is missing.
+    """
+    if kind == "none":
+        return NoJudge()
+    if kind.startswith("replay:"):
+        return Replay(kind.removeprefix("replay:"))
+    url = os.environ.get(URL) or OPENAI if kind == "openai" else kind
+    if not chat.is_address(url):
+        raise errors.SgqlmError("there is no such judge", where=kind, fix=f"give {KINDS}")
+    model = model or os.environ.get(MODEL, "")
+    if not model:
+        raise errors.SgqlmError(
+            "a judge behind an address needs the name of a model",
+            where=kind,
+            fix=f"name the model, or set {MODEL}",
+        )
+    client = chat.Client(url, model)
+    return Recorder(client, record) if record else client

@@ -1,0 +1,88 @@
+"""ScienceQA accuracy as LLaVA's eval_science_qa.py computes it."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sgqlm.evals.metrics import records
+
+OPTIONS = ("A", "B", "C", "D", "E")
+FAILED = "FAILED"
+_SENTENCE = re.compile(r"The answer is ([A-Z]).")  # the dot is any sign, but there must be one
+
+
+def parse(text: str) -> str:
+    """Return the letter that an answer chooses.
+
+    Nothing is stripped: `A.`, `(A)` and `A ` choose nothing.
+
+    Args:
+        text: the answer of a model.
+
+    Returns:
+        The letter of a text that is one of A to E, or that begins with `A. `; else the letter of
+        the only `The answer is X.`, which may be any from A to Z; else `FAILED`.
+    """
+    if text in OPTIONS:
+        return text
+    if text[:1] in OPTIONS and text[1:3] == ". ":
+        return text[0]
+    found = _SENTENCE.findall(text)
+    return found[0] if len(found) == 1 else FAILED
+
+
+def score(
+    answers: Mapping[Any, Any] | Iterable[Mapping[str, Any]],
+    problems: Mapping[str, Mapping[str, Any]],
+    split: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Score answers to the problems of a split.
+
+    A problem without an answer counts as wrong, and not as one with an image.
+
+    Args:
+        answers: id -> record with `text` and `prompt` (or the text alone), or such records with
+            `question_id`. A prompt with `<image>`, or a true `is_multimodal`, makes an image item.
+        problems: the official problems.json: id -> record with `choices` and `answer`, a number.
+        split: ids of the problems to score, as in pid_splits.json; None: all.
+
+    Returns:
+        `accuracy` and `image_accuracy` (0 to 1; None without items), `correct`, `count`,
+        `image_count`, `missing` (ids), `correct_ids`, `parsed` (id -> letter or `FAILED`),
+        `chosen` (id -> number of the choice, -1 for none of the item's) and `items` (id -> 0 or 1).
+
+    Raises:
+        ValueError: an id of the answers stands twice.
+        KeyError: an id of the split is no problem.
+    """
+    said = records.by_id(answers)
+    keys = [str(key) for key in (problems if split is None else split)]
+    parsed = {key: parse(said[key]["text"]) if key in said else FAILED for key in keys}
+    chosen = {key: _number(parsed[key], len(problems[key]["choices"])) for key in keys}
+    items = {key: float(chosen[key] == problems[key]["answer"]) for key in keys}
+    images = [key for key in keys if key in said and has_image(said[key])]
+    return {
+        "accuracy": records.mean(items.values()),
+        "image_accuracy": records.mean(items[key] for key in images),
+        "correct": int(sum(items.values())),
+        "count": len(keys),
+        "image_count": len(images),
+        "missing": [key for key in keys if key not in said],
+        "correct_ids": [key for key in keys if items[key]],
+        "parsed": parsed,
+        "chosen": chosen,
+        "items": items,
+    }
+
+
+def has_image(answer: Mapping[str, Any]) -> bool:
+    """Return whether an answer was to a prompt with an image."""
+    flag = answer.get("is_multimodal")
+    if flag is not None:
+        return str(flag).lower() in ("1", "true")
+    return "<image>" in str(answer.get("prompt") or "")
+
+
+def _number(letter: str, num_choices: int) -> int:
+    options = OPTIONS[:num_choices]
+    return options.index(letter) if letter in options else -1

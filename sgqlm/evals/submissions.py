@@ -1,0 +1,171 @@
+"""Turn answers in LLaVA's layout into what the server of each benchmark takes."""
+
+import csv
+import io
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sgqlm import errors
+from sgqlm.evals import joining, tables
+from sgqlm.evals.metrics import gqa, textvqa
+
+# Columns that LLaVA leaves out of the MMBench sheet; `prediction` is its seventh column.
+_NOT_SENT = ("hint", "category", "source", "image", "comment", "l2-category")
+_PREDICTION_AT = 6
+
+
+def write(
+    task: str,
+    answers: str | os.PathLike,
+    out: str | os.PathLike,
+    questions: str | os.PathLike | None = None,
+) -> joining.Faults:
+    """Write a submission; nothing is written where it would not be accepted.
+
+    Args:
+        task: one of `TASKS`.
+        answers: LLaVA's jsonl.
+        out: the file; its end `.xlsx` or `.tsv` chooses the kind of MMBench's sheet.
+        questions: all questions of the split: LLaVA's question file or the official one (vqav2,
+            gqa), LLaVA's (vizwiz), SEED-Bench.json, MMBench's tsv. Not needed for gqa and mmvet.
+
+    Returns:
+        Ids without an answer (VQAv2 and MMBench get an empty one), and those that are not asked.
+
+    Raises:
+        SgqlmError: a file is missing or damaged, an id has two answers, or an answer is missing
+            where the server asks for all.
+    """
+    if task in ("gqa", "mmvet") and questions is None:
+        asked = None
+    elif questions is None:
+        raise errors.SgqlmError(
+            f"{task} needs its questions", where="--questions", fix="give the file of the split"
+        )
+    else:
+        asked = _asked(pathlib.Path(questions))
+    given = [(answer.key, answer) for answer in tables.answers(answers)]
+    truth = dict(given) if asked is None else asked
+    joined, faults = joining.join(given, truth, where=str(answers))
+    if faults.missing and task not in ("vqav2", "mmbench", "mmbench_cn"):
+        raise errors.SgqlmError(
+            f"{len(faults.missing)} questions have no answer",
+            where=str(answers),
+            why=f"the server of {task} asks for all: {joining.shown(faults.missing)}",
+            fix="answer them too",
+            code=errors.DATA,
+        )
+    texts = {key: joined[key].text if key in joined else "" for key in truth}
+    target = pathlib.Path(out)
+    content = _FORMS[task](texts, asked or {}, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    aside.write_bytes(content)
+    os.replace(aside, target)
+    return faults
+
+
+def _asked(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    value = tables.load(path)
+    if isinstance(value, dict) and value and all("answer" in q for q in value.values() if q):
+        return value  # GQA: id -> question
+    items = value if isinstance(value, list) else tables.items(path)
+    name = "index" if items and "index" in items[0] else "question_id"
+    tables.need(items, (name,), path)
+    return {str(item[name]): item for item in items}
+
+
+def _json(value: Any, indent: int | None = None) -> bytes:
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
+
+
+def _vqav2(texts: Mapping[str, str], asked: Mapping[str, Mapping], out: pathlib.Path) -> bytes:
+    return _json(
+        [
+            {"question_id": asked[key]["question_id"], "answer": textvqa.normalise(text)}
+            for key, text in texts.items()
+        ]
+    )
+
+
+def _vizwiz(texts: Mapping[str, str], asked: Mapping[str, Mapping], out: pathlib.Path) -> bytes:
+    tables.need(asked.values(), ("image",), "--questions")
+    return _json(
+        [
+            {"image": asked[key]["image"], "answer": textvqa.normalise(text)}
+            for key, text in texts.items()
+        ]
+    )
+
+
+def _gqa(texts: Mapping[str, str], asked: Mapping, out: pathlib.Path) -> bytes:
+    return _json(
+        [{"questionId": key, "prediction": gqa.convert(text)} for key, text in texts.items()]
+    )
+
+
+def _seed(texts: Mapping[str, str], asked: Mapping[str, Mapping], out: pathlib.Path) -> bytes:
+    return b"".join(
+        _json({"question_id": asked[key]["question_id"], "prediction": text})
+        for key, text in texts.items()
+    )
+
+
+def _mmvet(texts: Mapping[str, str], asked: Mapping, out: pathlib.Path) -> bytes:
+    return _json({f"v1_{key}": text for key, text in texts.items()}, indent=2)
+
+
+def _mmbench(texts: Mapping[str, str], asked: Mapping[str, Mapping], out: pathlib.Path) -> bytes:
+    first = next(iter(asked.values()))
+    columns = [name for name in first if name not in (*_NOT_SENT, "prediction")]
+    columns.insert(_PREDICTION_AT, "prediction")
+    rows = [[{**row, "prediction": texts[key]}[c] for c in columns] for key, row in asked.items()]
+    kinds: dict[str, Callable] = {".tsv": _tsv, ".xlsx": _xlsx}
+    if out.suffix not in kinds:
+        raise errors.SgqlmError(
+            "the sheet is an .xlsx or a .tsv file", where=str(out), fix="name it so"
+        )
+    return kinds[out.suffix](columns, rows)
+
+
+def _tsv(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _xlsx(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise errors.SgqlmError(
+            "a sheet for the MMBench server needs the package openpyxl",
+            fix="pip install 'sgqlm[submit]', or give an --out that ends with .tsv",
+            code=errors.RESOURCES,
+        ) from error
+    book = openpyxl.Workbook(write_only=True)
+    sheet = book.create_sheet("Sheet1")
+    at = columns.index("index")
+    sheet.append(list(columns))
+    for row in rows:
+        sheet.append([int(cell) if i == at else cell for i, cell in enumerate(row)])
+    data = io.BytesIO()
+    book.save(data)
+    return data.getvalue()
+
+
+_FORMS: Mapping[str, Callable[..., bytes]] = {
+    "vqav2": _vqav2,
+    "gqa": _gqa,
+    "vizwiz": _vizwiz,
+    "mmbench": _mmbench,
+    "mmbench_cn": _mmbench,
+    "seed": _seed,
+    "mmvet": _mmvet,
+}
+TASKS = tuple(_FORMS)

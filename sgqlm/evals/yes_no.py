@@ -1,0 +1,217 @@
+"""Score answers to the benchmarks of yes and no: POPE by category, MME by pairs of questions."""
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+from sgqlm import errors
+from sgqlm.evals import joining, scored, tables
+from sgqlm.evals.metrics import mme, pope, records
+
+# Order of the categories in the ids of LLaVA's question file, and lines of the revision that LLaVA
+# used (AoiDragon/POPE e3e39262); today's random file has 3000 and other questions.
+POPE_LINES = {"adversarial": 3000, "random": 2910, "popular": 3000}
+_FIGURES = ("f1", "accuracy", "precision", "recall", "yes_ratio")
+_SUFFIXES = ("answer the question using a single word or phrase.", "please answer yes or no.")
+_FOLDERS = ("questions_answers_YN", "images")
+
+
+def score_pope(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) -> scored.Scored:
+    """Score POPE answers: the figures of each category, and the mean of their F1.
+
+    Args:
+        answers: answers to one or more categories.
+        files: coco_pope_{random,popular,adversarial}.json, and where ids are not LLaVA's the
+            question file that was answered; empty for answers with a column `label`.
+
+    Raises:
+        SgqlmError: answers and labels are not to the same questions.
+    """
+    if files:
+        return _pope_joined(answers, files)
+    parts, faults = {}, joining.Faults()
+    for path in answers:
+        found = scored.own_truth(path)
+        faults.add(scored.of_table(found))
+        texts, labels = [a.text for a in found], [a.truth for a in found]
+        part = _measure(path, texts, labels)
+        parts[_category(path)] = part | {"keys": list(scored.numbered(found, part["items"]))}
+    return _pope(parts, faults)
+
+
+def _pope_joined(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) -> scored.Scored:
+    labels, asked = {}, {}
+    for file in files:
+        for item in tables.items(file, ("question_id", "text")):
+            if "label" in item:
+                labels.setdefault(_category(file), {})[_number(file, item["question_id"])] = item
+            elif "category" in item:
+                asked[str(item["question_id"])] = item["category"]
+    if not labels:
+        raise tables.damaged(files[0], "it has no labels")
+    given = [(path, answer) for path in answers for answer in tables.answers(path)]
+    groups: dict[str, list] = {}
+    blocks = {int(_number(path, a.key, whole=True)) // pope.CATEGORY_IDS for path, a in given}
+    for path, answer in given:
+        name = _category_of(path, answer, asked, labels, len(blocks) == 1)
+        groups.setdefault(name, []).append((_number(path, answer.key), answer))
+    parts, faults, where = {}, joining.Faults(), ", ".join(map(str, answers))
+    for name, truth in labels.items():
+        found = groups.pop(name, [])
+        _check_revision(name, found, truth, where)
+        questions = {key: item["text"] for key, item in truth.items()}
+        joined, part = joining.join(found, truth, where=where, questions=questions)
+        for ids in vars(part).values():
+            ids[:] = [f"{name} {key}" for key in ids]
+        faults.add(part)
+        wanted = {key: str(item["label"]) for key, item in truth.items()}
+        # an answer that is not there is wrong, whatever the label
+        texts = [
+            joined[key].text if key in joined else {"yes": "no"}.get(label, "yes")
+            for key, label in wanted.items()
+        ]
+        parts[name] = _measure(where, texts, list(wanted.values())) | {"keys": list(truth)}
+    done = _pope(parts, faults)
+    done.notes += [f"no labels of {name}: left out" for name in groups]
+    return done
+
+
+def _category_of(
+    path: pathlib.Path, answer: tables.Answer, asked: Mapping, labels: Mapping, is_one_block: bool
+) -> str:
+    """Return the category of an answer: as it is told, else by the ids of LLaVA's question file."""
+    told = answer.record.get("category", asked.get(answer.key))
+    if told is not None and told != "default":
+        return str(told)
+    if is_one_block and len(labels) == 1:
+        return next(iter(labels))
+    block = int(_number(path, answer.key, whole=True)) // pope.CATEGORY_IDS
+    if block == 0 and _category(path) in labels:
+        return _category(path)
+    return list(POPE_LINES)[block] if block < len(POPE_LINES) else f"block {block}"
+
+
+def _check_revision(name: str, found: Sequence, truth: Mapping, where: str) -> None:
+    """Refuse another number of answers, unless prompts tell that ids mean the same questions."""
+    if len({key for key, _ in found}) != len(truth) and not all(a.prompt for _, a in found):
+        raise errors.SgqlmError(
+            f"{len(found)} answers and {len(truth)} labels in the category {name}",
+            where=where,
+            why="revisions of POPE give the same ids to other questions",
+            fix="give the labels of the revision that was answered (LLaVA: random has 2910 lines)",
+            code=errors.DATA,
+        )
+
+
+def _measure(where: str | pathlib.Path, texts: Sequence[str], labels: Sequence) -> dict:
+    try:
+        return pope.score(texts, labels)
+    except ValueError as error:
+        raise tables.damaged(where, str(error)) from error
+
+
+def _pope(parts: Mapping[str, dict], faults: joining.Faults) -> scored.Scored:
+    mean = records.mean(part["f1"] for part in parts.values())
+    rows = [("mean F1", mean, sum(part["count"] for part in parts.values()))]
+    items, notes = {}, []
+    for name, part in parts.items():
+        rows += [(f"{name} {figure}", part[figure], part["count"]) for figure in _FIGURES]
+        keys = [f"{name}/{key}" for key in part["keys"]]
+        items |= dict(zip(keys, part["items"], strict=True))
+        if part["count"] != (lines := POPE_LINES.get(name)):
+            told = f"{lines} lines" if lines else "no such category"
+            notes.append(f"{name}: {part['count']} questions; the published figures have {told}")
+    if absent := [name for name in POPE_LINES if name not in parts]:
+        notes.append(f"published figures are the mean over three; absent: {', '.join(absent)}")
+    return scored.Scored("pope", mean, "mean F1", rows, items, faults, notes)
+
+
+def _category(path: pathlib.Path) -> str:
+    stem = path.name.lower()
+    return next((name for name in POPE_LINES if name in stem), path.stem)
+
+
+def _number(path: pathlib.Path, key, *, whole: bool = False) -> str:
+    if not str(key).isdecimal():
+        raise tables.damaged(path, f"the id {key!r} of POPE is no number")
+    return str(int(key) if whole else int(key) % pope.CATEGORY_IDS)
+
+
+def score_mme(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) -> scored.Scored:
+    """Score MME answers, in points.
+
+    Args:
+        answers: LLaVA's jsonl, or the text files of its eval_tool (image, question, truth, answer),
+            or a folder of those.
+        files: the release of MME, or such text files with the truth; empty where the answers
+            have it.
+
+    Raises:
+        SgqlmError: a file is damaged, or an image has not two questions.
+    """
+    faults, where = joining.Faults(), ", ".join(map(str, answers))
+    if not files:
+        groups: dict[str, list] = {}
+        for _, category, row in _texts(answers, 4):
+            groups.setdefault(category, []).append(row)
+            if not row[3].strip():
+                faults.empty.append(f"{category}/{row[0]}")
+    else:
+        truth = {}
+        for key, category, row in _texts(files, 3):
+            truth[key] = (category, row)
+        given = [(_mme_key(*_place(a.key), a.prompt), a) for a in _mme_answers(answers)]
+        joined, faults = joining.join(given, truth, where=where)
+        groups = {}
+        for key, (category, row) in truth.items():
+            text = joined[key].text if key in joined else ""
+            groups.setdefault(category, []).append((*row[:3], text))
+    try:
+        done = mme.score(groups)
+    except ValueError as error:
+        raise tables.damaged(where, str(error)) from error
+    rows = [(name, done[name], None) for name in ("perception", "cognition")]
+    rows += [(name, part["score"], part["count"]) for name, part in done["by_category"].items()]
+    notes = [f"categories that are not there: {', '.join(done['missing'])}"][: len(done["missing"])]
+    if other := sum(part["other"] for part in done["by_category"].values()):
+        notes.append(f"{other} answers are neither yes nor no")
+    metric = "points: perception of 2000, cognition of 800"
+    return scored.Scored("mme", done["perception"], metric, rows, done["items"], faults, notes)
+
+
+def _mme_answers(paths: Sequence[pathlib.Path]) -> list[tables.Answer]:
+    return [answer for path in paths for answer in tables.answers(path)]
+
+
+def _texts(paths: Sequence[pathlib.Path], least: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield (key, category, (image, question, truth, ...)) of text files and folders of them."""
+    for root in paths:
+        names = sorted(root.rglob("*.txt")) if root.is_dir() else [root]
+        if not names:
+            raise tables.damaged(root, "the folder has no .txt files")
+        for path in names:
+            for number, line in enumerate(tables.read_text(path).splitlines(), 1):
+                if not line.strip():
+                    continue
+                parts = line.split("\t")
+                category = path.stem
+                if len(parts) == 2:  # the release: a file an image, in the folder of its category
+                    folder = path.parent.parent if path.parent.name in _FOLDERS else path.parent
+                    category, parts = folder.name, [path.stem, *parts]
+                if len(parts) < least:
+                    told = "answers too" if least > 3 else "image, question, truth"
+                    raise tables.damaged(path, f"line {number} has {len(parts)} columns; {told}")
+                row = tuple(part.strip() for part in parts)
+                yield _mme_key(category, row[0], row[1]), category, row
+
+
+def _place(key: str) -> tuple[str, str]:
+    """Return category and image of an id such as `artwork/images/10002.jpg`."""
+    category, _, rest = key.partition("/")
+    return category, rest
+
+
+def _mme_key(category: str, image: str, question: str) -> str:
+    text = " ".join(question.lower().split()).removeprefix("<image> ")
+    for suffix in _SUFFIXES:
+        text = text.replace(suffix, "").strip()
+    return f"{category}/{pathlib.PurePosixPath(image).stem}/{text}"
