@@ -5,7 +5,7 @@ import collections
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sgqlm import config, errors
@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         "--entities", help="regions, none, or an entity store (regions; with --card none)"
     )
     build.add_argument("--drop-bad", action="store_true", help="leave records with faults out")
+    build.add_argument(
+        "--overwrite", action="store_true", help="replace also entities that this does not make"
+    )
     build.add_argument("--budget", type=float, default=0.001, help="share --drop-bad may leave out")
     scene = config.SceneConfig()
     for name in ("num_train", "num_val", "num_test", "image_size"):
@@ -85,6 +88,8 @@ def _check(args: argparse.Namespace) -> int:
     card = cards.find(args.card) if args.card else None
     if card and card.reader != cards.READER:
         return data_relations.check(args, card, _lists(args))
+    if args.report:
+        data_report.refuse_suffix(args.report)
     file, root = _locate(args, card)
     lists = _lists(args)
     scan = _examine(args, file, root, lists, decode=not args.no_decode)
@@ -110,6 +115,8 @@ def _check(args: argparse.Namespace) -> int:
     if args.no_decode:
         print("images were looked for and not decoded")
     print(data_report.verdict(scan.faults))
+    if not scan.records and not any(fault.drops for fault in scan.faults):
+        raise _no_records(file, scan)
     return errors.DATA if any(fault.drops for fault in scan.faults) else errors.OK
 
 
@@ -141,6 +148,9 @@ def _build(args: argparse.Namespace) -> int:
     file, root = _locate(args, card)
     extract.refuse_other(args.out, dataset.CONVERSATIONS)
     source = _entity_source(args.entities or ("none" if card else "regions"))
+    keep = None
+    if not args.overwrite:
+        keep = dataset.kept(args.out, source, is_chosen=bool(args.entities))
     lists = _lists(args)
     scan = _examine(args, file, root, lists, decode=True)
     dropped = _refuse_or_drop(scan, file, args)
@@ -149,12 +159,19 @@ def _build(args: argparse.Namespace) -> int:
         "json": file.name, "sha256": records.file_digest(file), "records": scan.total,
         "dropped": dropped, "excluded": left_out, "card": card.name if card else "",
     }  # fmt: skip
+    changed = _changes(args.out / dataset.CONVERSATIONS, about)
     with _reports() as report:
-        made = dataset.build(scan.records, args.out, entities=source, about=about, progress=report)
+        made = dataset.build(
+            scan.records, args.out, entities=source, keep=keep, about=about, progress=report
+        )
     print(
         f"{args.out}: {made.conversations} conversations, {made.images} images, "
         f"{made.entities} entities"
     )
+    if changed:
+        print(f"  not as it was before: {changed}")
+    if keep:
+        print(f"  {keep}: kept as it was, every image has its entities (--overwrite drops them)")
     if dropped:
         bad = scan.total - len(scan.excluded) - len(scan.records)
         reasons = ", ".join(f"{rule} ({count})" for rule, count in dropped.items())
@@ -164,13 +181,34 @@ def _build(args: argparse.Namespace) -> int:
     for key, reason in made.failed[:20]:
         print(f"  without entities: {key}: {reason}")
     print(f"look at it: sgqlm data show {args.out}")
-    if source is None and made.images:
+    if source is None and keep is None and made.images:
         where = f"--data={args.out} --out={args.out / dataset.ENTITIES}"
         print(f"entities, for the scene graph: sgqlm entities extract {where}")
     return errors.OK
 
 
+def _changes(store: pathlib.Path, about: Mapping[str, Any]) -> str:
+    """Return how a rebuild differs from the data set that it replaces; empty if it does not."""
+    if not (store / records.MANIFEST).is_file():
+        return ""
+    before = records.read_manifest(store, kind=dataset.CONVERSATIONS)["about"]
+    found = []
+    for name in ("json", "card", "records", "dropped", "excluded"):
+        old, new = (_shown(told.get(name)) for told in (before, about))
+        if old != new:
+            found.append(f"{name} {old}, now {new}")
+    if before.get("json") == about["json"] and before.get("sha256") != about["sha256"]:
+        found.append("the json has changed")
+    return "; ".join(found)
+
+
+def _shown(value: Any) -> str:
+    return (_pairs(value) if isinstance(value, dict) else str(value or "")) or "none"
+
+
 def _build_scenes(args: argparse.Namespace) -> int:
+    unused = ("card", "json", "images", "exclude", "entities", *data_relations.FLAGS)
+    data_relations.refuse(args, unused, data_show.SCENES)
     if min(args.num_train, args.num_val, args.num_test) < 0 or args.image_size < 32:
         raise errors.SgqlmError(
             "scenes of this size cannot be drawn",
@@ -196,8 +234,12 @@ def _build_scenes(args: argparse.Namespace) -> int:
 
 
 def _cards(args: argparse.Namespace) -> int:
+    if args.root and not args.root.is_dir():
+        raise errors.SgqlmError(
+            "there is no such folder", where=f"--root={args.root}", fix="correct it"
+        )
     if args.name:
-        return _one_card(cards.find(args.name), args.root)
+        return _one_card(cards.find(args.name, flag=""), args.root)
     found = cards.every()
     width = max(len(card.name) for card in found)
     for card in found:
@@ -231,7 +273,18 @@ def _one_card(card: cards.Card, root: pathlib.Path | None) -> int:
 
 
 def _pairs(value: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+
+
+def _plain(value: Any) -> str:
+    """Return a value of a card in words."""
+    if isinstance(value, dict):
+        return f"({_pairs(value)})"
+    if isinstance(value, list):
+        return " and ".join(map(_plain, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return "none" if value is None else "yes" if value else "no"
+    return str(value)
 
 
 def _lists(args: argparse.Namespace) -> list[leaks.List]:
@@ -268,10 +321,7 @@ def _refuse_or_drop(
     if not args.drop_bad or not scan.records:
         llava_json.refuse(fatal, str(file))
     if not scan.records:
-        why = "all are on the lists of --exclude" if scan.excluded else ""
-        raise errors.SgqlmError(
-            "there are no records", where=str(file), why=why, fix="write some", code=errors.DATA
-        )
+        raise _no_records(file, scan)
     if bad > args.budget * scan.total:
         counts = collections.Counter(fault.rule for fault in fatal)
         raise errors.SgqlmError(
@@ -284,9 +334,26 @@ def _refuse_or_drop(
     return dict(collections.Counter(fault.rule for fault in fatal).most_common())
 
 
+def _no_records(file: pathlib.Path, scan: llava_json.Scan) -> errors.SgqlmError:
+    why = "all are on the lists of --exclude" if scan.excluded else ""
+    return errors.SgqlmError(
+        "there are no records", where=str(file), why=why, fix="write some", code=errors.DATA
+    )
+
+
 def _locate(args: argparse.Namespace, card: cards.Card | None) -> tuple[pathlib.Path, pathlib.Path]:
     """Return the json file and the folder that image paths start from."""
     path = args.path
+    data_relations.refuse(args, data_relations.FLAGS, "a LLaVA json")
+    if card and card.name == data_show.SCENES:
+        raise errors.SgqlmError(
+            "scenes are pictures that sgqlm draws itself, not files that it reads",
+            where=f"--card={card.name}",
+            fix=f"`sgqlm data build {card.name} --out=FOLDER` draws them; for photographs leave "
+            "--card out",
+        )
+    if not card and not args.json and path.exists():
+        data_relations.refuse_folder(path)
     if args.json:
         path = args.path / args.json if (args.path / args.json).is_file() else args.json
     if args.images and not args.images.is_dir():

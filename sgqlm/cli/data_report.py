@@ -1,14 +1,16 @@
 """What `sgqlm data check` prints and writes: faults by rule, folders with missing images."""
 
 import collections
+import contextlib
 import csv
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
 from sgqlm import errors
 from sgqlm.data import image_tree, leaks, llava_json
+from sgqlm.data.relations import types
 
 _LISTED = 100  # faults up to which all are shown
 _OF_A_RULE = 20  # faults of each rule that are shown where there are more
@@ -109,38 +111,72 @@ def excluded(found: Sequence[llava_json.Excluded], given: Sequence[leaks.List]) 
     return lines
 
 
+def refuse_suffix(path: pathlib.Path) -> None:
+    """Refuse a report that is neither json nor csv."""
+    if path.suffix not in (".json", ".csv"):
+        raise errors.SgqlmError("a report is json or csv", where=f"--report={path}")
+
+
+def write_relations(path: pathlib.Path, report: types.Report, about: dict[str, Any]) -> None:
+    """Write everything that is odd about relation data: kind, reason, count and every example.
+
+    Raises:
+        SgqlmError: it cannot be written, or has another suffix.
+    """
+    refuse_suffix(path)
+    found = [
+        {"kind": kind, "reason": reason, "count": count, "examples": report.examples[reason]}
+        for kind, counts in (("fault", report.faults), ("note", report.notes))
+        for reason, count in counts.most_common()
+    ]
+    with _written(path) as file:
+        if path.suffix == ".json":
+            json.dump(about | {"found": found}, file, indent=1, ensure_ascii=True)
+            return
+        rows = csv.writer(file)
+        rows.writerow(("kind", "reason", "count", "example"))
+        for item in found:
+            start = (item["kind"], item["reason"], item["count"])
+            rows.writerows((*start, example) for example in item["examples"])
+
+
+@contextlib.contextmanager
+def _written(path: pathlib.Path) -> Iterator[TextIO]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise errors.SgqlmError(
+            "the report cannot be written", where=f"--report={path}", why=str(error.strerror)
+        ) from error
+
+
 def write(path: pathlib.Path, scan: llava_json.Scan, about: dict[str, Any]) -> None:
     """Write the whole report, as json or, by the suffix, as a table of faults and exclusions.
 
     Raises:
         SgqlmError: it cannot be written, or has another suffix.
     """
-    if path.suffix not in (".json", ".csv"):
-        raise errors.SgqlmError("a report is json or csv", where=f"--report={path}")
+    refuse_suffix(path)
     faults = [{"record": f.record, "rule": f.rule, "message": f.message} for f in scan.faults]
     for record in scan.excluded:
         message = f"{record.image} is in " + ", ".join(record.lists)
         faults.append({"record": record.record, "rule": "excluded", "message": message})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                rows = csv.writer(file)
-                rows.writerow(("record", "rule", "message"))
-                rows.writerows(fault.values() for fault in faults)
-                return
-            trees = [
-                {"folder": f.name, "images": f.needed, "found": f.found, "missing": f.missing}
-                | {"renamed": f.renamed, "missing_examples": f.examples}
-                for f in scan.folders
-            ]
-            counts = collections.Counter(item["rule"] for item in faults)
-            value = about | {
-                "records": scan.total, "usable": len(scan.records), "rules": dict(counts),
-                "folders": trees, "faults": faults,
-            }  # fmt: skip
-            json.dump(value, file, indent=1, ensure_ascii=True)
-    except OSError as error:
-        raise errors.SgqlmError(
-            "the report cannot be written", where=f"--report={path}", why=str(error.strerror)
-        ) from error
+    with _written(path) as file:
+        if path.suffix == ".csv":
+            rows = csv.writer(file)
+            rows.writerow(("record", "rule", "message"))
+            rows.writerows(fault.values() for fault in faults)
+            return
+        trees = [
+            {"folder": f.name, "images": f.needed, "found": f.found, "missing": f.missing}
+            | {"renamed": f.renamed, "missing_examples": f.examples}
+            for f in scan.folders
+        ]
+        counts = collections.Counter(item["rule"] for item in faults)
+        value = about | {
+            "records": scan.total, "usable": len(scan.records), "rules": dict(counts),
+            "folders": trees, "faults": faults,
+        }  # fmt: skip
+        json.dump(value, file, indent=1, ensure_ascii=True)

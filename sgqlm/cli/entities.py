@@ -43,12 +43,16 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--out", type=pathlib.Path, help="becomes the entity store")
     make.add_argument("--batch-size", type=int, default=8, help="images at once (8)")
     make.add_argument(
-        "--shard-size", type=int, default=0,
+        "--shard-size", type=int,
         help="images of one file; what a crash can cost (256, or more for over 131072 images)",
     )  # fmt: skip
     make.add_argument(
         "--fault-budget", type=float, default=0.05,
         help="share of images that may fail, once there are 20 (0.05)",
+    )  # fmt: skip
+    make.add_argument(
+        "--overwrite", action="store_true",
+        help="replace annotated nodes, results of other settings, and those of absent images",
     )  # fmt: skip
     make.add_argument("--report", type=pathlib.Path, help="json file for times and failures")
     make.add_argument("--print-settings", action="store_true", help="print them, do nothing")
@@ -60,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     speed = make.add_argument_group("speed")
     speed.add_argument(
         "--benchmark", action="store_true",
-        help="print milliseconds of each stage; writes no store, but a json to --out if given",
+        help="print milliseconds of each stage; writes no store, but a json to --report if given",
     )  # fmt: skip
     speed.add_argument("--n", type=int, default=32, help="images of the benchmark (32)")
     extractor_flags.add(make)
@@ -91,8 +95,9 @@ def _extract(args: argparse.Namespace) -> int:
     try:
         with _sigterm(), line:
             summary = extract.run(
-                make, sources, args.out, shard_size=args.shard_size, batch_size=args.batch_size,
-                fault_budget=args.fault_budget, engine=_engine(args), progress=line.show,
+                make, sources, args.out, shard_size=args.shard_size or 0,
+                batch_size=args.batch_size, fault_budget=args.fault_budget,
+                overwrite=args.overwrite, engine=_engine(args), progress=line.show,
             )  # fmt: skip
     except KeyboardInterrupt as stop:
         name, code = ("Ctrl-C", errors.INTERRUPTED)
@@ -109,14 +114,14 @@ def _extract(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     problem = where = fix = ""
-    if (args.data and (args.images or args.list)) or not (args.data or args.images or args.list):
-        problem, where = "the images are not named", "--images, --data, --list"
+    is_twice = args.data and (args.images or args.list)
+    if is_twice or not (args.data or args.images or args.list):
+        problem = "the images are named twice" if is_twice else "the images are not named"
+        where = "--images, --data, --list"
         fix = "give --images=FOLDER, --data=DATASET or --list=FILE (--images then says where)"
-    for name in ("batch_size", "n", "workers"):
+    for name in ("batch_size", "shard_size", "n", "workers"):
         if (value := getattr(args, name)) is not None and value < 1:
             problem, where, fix = f"{value} is too few", _flag(name), "give 1 or more"
-    if args.shard_size < 0:
-        problem, where, fix = "a shard needs an image", "--shard-size", "give 1 or more"
     if not 0 <= args.fault_budget <= 1:
         problem, where = f"{args.fault_budget} is no share", "--fault-budget"
         fix = "give a number from 0 to 1"
@@ -152,9 +157,13 @@ def _engine(args: argparse.Namespace) -> engine.Engine:
 
 def _tell(args: argparse.Namespace, summary: extract.Summary) -> None:
     new = summary.images - summary.reused
-    took = f"took {progress.duration(summary.wall_seconds)}"
     print(f"{args.out}: {summary.entities} entities in {summary.images} images, {new} of them new")
-    print(f"  {took}, {new / summary.wall_seconds:.1f} images/s" if new else f"  {took}")
+    if new:
+        print(f"  {new / summary.wall_seconds:.1f} images/s, loading included")
+    if summary.empty:
+        seen = summary.images - len(summary.failed)
+        hint = " (all: are the thresholds too high?)" if summary.empty == seen else ""
+        print(f"  nothing was found in {summary.empty} images{hint}")
     for key, reason in summary.failed[:_SHOWN]:
         print(f"  without entities: {key}: {reason}")
     if len(summary.failed) > _SHOWN:
@@ -171,14 +180,16 @@ def _tell(args: argparse.Namespace, summary: extract.Summary) -> None:
 def _benchmark(
     args: argparse.Namespace, make: engine.Make, sources: Sequence[inputs.Source]
 ) -> int:
-    if args.out is not None and args.out.is_dir():
-        raise errors.SgqlmError(
-            "a benchmark writes a json file", where=str(args.out), fix="name a file with --out"
-        )
     if args.engine == "ray":
         raise errors.SgqlmError(
             "a benchmark measures one worker", where="--engine", fix="leave it out"
         )
+    file = args.report or args.out
+    if file is not None and (file.is_dir() or file.suffix != ".json"):
+        raise errors.SgqlmError(
+            "a benchmark writes a json file, not a store", where=str(file),
+            fix="name it with --report=FILE.json, or leave the name out",
+        )  # fmt: skip
     inputs.check(sources, str(args.images or args.data or args.list))
     wanted = args.n + args.batch_size  # the first batch warms up
     step = max(len(sources) // wanted, 1)
@@ -197,10 +208,10 @@ def _benchmark(
           f"({found.disk_bytes:.0f} on disk)")  # fmt: skip
     peak = found.device_peak_bytes or found.host_peak_bytes
     print(f"  {peak / 2**20:.0f} MiB at most {'on the GPU' if found.device_peak_bytes else ''}")
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         about = {"versions": shards.versions(), "extractor": args.extractor}
-        records.write_json(args.out, dataclasses.asdict(found) | about)
+        records.write_json(file, dataclasses.asdict(found) | about)
     return errors.OK
 
 
@@ -235,13 +246,13 @@ class _Line:
 
 
 def _note(state: extract.State, rate: float) -> str:
-    rates = [
-        f"{stage} {state.extracted / spent:.1f}"
+    rates = [f"in all {rate:.3g}"] if rate else []
+    rates += [
+        f"{stage} {state.extracted / spent:.3g}"
         for stage, spent in state.seconds.items()
         if spent > 0
     ]
-    parts = [f"{rate:.1f} images/s"] if rate else []
-    parts += [f"stages, each alone: {', '.join(rates)}"] if rates else []
+    parts = [f"images/s: {', '.join(rates)}"] if rates else []
     parts += [f"{state.failed} failed"] if state.failed else []
     return "; ".join(parts)
 

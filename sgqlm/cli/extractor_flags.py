@@ -12,6 +12,7 @@ _PATHS = (
     *("tagger_weights", "detector_weights", "segmenter_weights"),
     *("tags", "tag_thresholds", "tags_exclude"),
 )
+_REGIONS_ON = ("auto", "cpu", "cuda")  # the values of --device that may be left in a command
 # all that `regions` makes use of; where it runs and in which numbers is the same everywhere
 _REGIONS = ("name", "max_entities", "max_area", "mask_iou", "views", "device", "dtype")
 
@@ -55,7 +56,17 @@ def read(args: argparse.Namespace) -> settings.ExtractorConfig:
             given[name] = str(pathlib.Path(given[name]).absolute())
     if "views" in given:
         given["views"] = tuple(word.strip() for word in given["views"].split(",") if word.strip())
+        if not given["views"]:
+            raise errors.SgqlmError(
+                "no view of patches is named", where="--views", fix="leave the flag out"
+            )
     made = dataclasses.replace(settings.preset(args.extractor), **given)
+    if made.name == "regions" and made.device not in _REGIONS_ON:
+        raise errors.SgqlmError(
+            f"the extractor regions does not run on {made.device!r}",
+            where="--device",
+            fix="leave the flag out: regions runs on the CPU",
+        )
     for part, useless in _useless(made).items():
         for name in useless & given.keys():
             raise errors.SgqlmError(

@@ -86,8 +86,12 @@ def every() -> list[Card]:
     return [load(path) for path in sorted(folder().glob("*/card.json"))]
 
 
-def find(name: str | os.PathLike) -> Card:
+def find(name: str | os.PathLike, *, flag: str = "--card=") -> Card:
     """Return a card by the name of a data set, or by its path.
+
+    Args:
+        name: the name or the path.
+        flag: what stands before it on the command line, for messages.
 
     Raises:
         SgqlmError: there is none; the nearest name is told.
@@ -101,7 +105,7 @@ def find(name: str | os.PathLike) -> Card:
         fix = f"did you mean {near[0]}? " if near else ""
         raise errors.SgqlmError(
             f"there is no card {str(name)!r}",
-            where=f"--card={name}",
+            where=f"{flag}{name}",
             fix=fix + "known: " + ", ".join(sorted(known)),
         )
     return load(known[str(name)])

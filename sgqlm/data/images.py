@@ -64,7 +64,8 @@ def open_image(source: ImageSource, *, where: str = "") -> Image.Image:
         raise _problem("the image is too large", where, limit, "scale it down") from error
     except _BROKEN as error:
         fix = "replace the file, or remove its record"
-        raise _problem("the image cannot be decoded", where, str(error), fix) from error
+        why = "the file is empty" if _is_empty(source) else str(error)
+        raise _problem("the image cannot be decoded", where, why, fix) from error
     if orientation != 1:
         picture = picture.transpose(_UPRIGHT[orientation])
     return picture
@@ -113,6 +114,12 @@ def to_square(image: Image.Image, size: int, fit: str) -> np.ndarray:
         image = image.resize(scaled, Image.Resampling.BICUBIC)
     left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
     return np.array(image.crop((left, top, left + size, top + size)))
+
+
+def _is_empty(source: ImageSource) -> bool:
+    if isinstance(source, str | os.PathLike):
+        return os.path.isfile(source) and os.path.getsize(source) == 0
+    return isinstance(source, bytes) and not source
 
 
 def _opened(source: bytes | str | os.PathLike | Image.Image) -> Image.Image:

@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     """One value of a file.
 
     Attributes:
-        value: what was read; None where there is a problem.
+        value: what was read; None where it cannot be.
         start: first byte of its text in the file.
         end: the byte after its last one.
         problem: what is wrong, with line and column; empty if nothing is.
@@ -65,6 +65,12 @@ def read_at(file: BinaryIO, start: int, end: int) -> Any:
     """Return the value whose text is at these bytes of a file."""
     file.seek(start)
     return json.loads(file.read(end - start))
+
+
+def kind(value: Any) -> str:
+    """Return what a json value is, in words for messages."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), "a number")
 
 
 def _told(error: Exception, line: int = 0) -> str:
@@ -181,9 +187,8 @@ def _values(text: _Text) -> Iterator[Entry]:
         return
     first = text.value()
     if not text.peek():
-        kind = type(first.value).__name__
-        problem = f"the file holds a {kind}, not a list"
-        yield Entry(None, first.start, first.end, problem, True)
+        problem = f"the file holds {kind(first.value)}, not a list"
+        yield Entry(first.value, first.start, first.end, problem, True)
         return
     if text.peek() != "{":
         raise text.error("Extra data")

@@ -173,6 +173,7 @@ class Leaks:
             root: folder that the keys start from, whose name may tell what they are.
         """
         self._labels = [found.label for found in lists]
+        self.used: set[str] = set()  # lists that were a reason
         self._root = pathlib.Path(root).name
         self._known: dict[str, dict[str, set[int]]] = {}  # number: space: lists
         for at, found in enumerate(lists):
@@ -206,6 +207,7 @@ class Leaks:
         found = self.find(key)
         if not found and image_id and identify(key).space == ANY:
             found = self.find(image_id)
+        self.used.update(found)
         return f"in {', '.join(found)}" if found else None
 
     def _add(self, name: Name, at: int) -> None:

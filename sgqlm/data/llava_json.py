@@ -19,6 +19,7 @@ OPENING = "opening answer"  # the conversation begins with gpt, which is left ou
 NOTES = frozenset({"unique id", image_tree.RENAMED, OPENING})  # rules that cost no record
 Turn = dict[str, str]
 _ROLES = {"user": "human", "assistant": "gpt"}
+_ASKED = {"question_id", "text", "question", "instruction", "prompt"}  # of evaluation files
 _PROBED = 200  # records whose images tell the image root
 _STEP = 500  # records between two calls of `progress`
 Progress = Callable[[str, int, int], None]  # what, done, altogether
@@ -285,7 +286,8 @@ class _Reader:
         for number, entry in enumerate(json_stream.entries(self._file)):
             if entry.problem:
                 self._is_broken |= entry.is_last
-                self._faults.append((number, Fault("", "json", entry.problem)))
+                fault = _foreign_object(entry.value) or Fault("", "json", entry.problem)
+                self._faults.append((number, fault))
                 self._total += not entry.is_last
                 continue
             self._total += 1
@@ -373,7 +375,7 @@ def refuse(faults: Sequence[Fault], where: str, *, shown: int = 20) -> None:
     if len(faults) > shown:
         lines.append(f"... and {len(faults) - shown} more")
     raise errors.SgqlmError(
-        f"{len(faults)} faults in the data: "
+        f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'} in the data: "
         + ", ".join(f"{rule} ({count})" for rule, count in counts.most_common()),
         where=where,
         why="\n    ".join(lines),
@@ -423,19 +425,31 @@ def _turns(turns: list[Any]) -> tuple[list[Any], bool]:
 
 
 def _shape(name: str, value: Any, wanted: str) -> Fault:
-    return Fault(name, "record shape", f"it is a {type(value).__name__}, not {wanted}")
+    return Fault(name, "record shape", f"it is {json_stream.kind(value)}, not {wanted}")
 
 
 def _no_turns(name: str, entry: dict) -> Fault:
-    kind = f"is a {type(entry.get('conversations')).__name__}, not a list"
+    kind = f"is {json_stream.kind(entry.get('conversations'))}, not a list"
     problem = kind if "conversations" in entry else "is missing"
     return Fault(name, "record shape", f"`conversations` {problem}")
+
+
+def _foreign_object(value: Any) -> Fault | None:
+    """Return the fault of questions in an object, such as those of GQA (by id) and of VQAv2."""
+    if not isinstance(value, dict):
+        return None
+    rows = next((value[k] for k in ("questions", "annotations", "data") if k in value), value)
+    rows = list(rows.values()) if isinstance(rows, dict) else rows
+    first = rows[0] if isinstance(rows, list) and rows else None
+    if not isinstance(first, dict) or "conversations" in first or not _ASKED & set(first):
+        return None
+    return _foreign_fault(tuple(map(str, first)))
 
 
 def _foreign_fault(keys: tuple[str, ...]) -> Fault:
     """Return the fault of a file of which no record has conversations."""
     message = f"no record has `conversations`; they have {', '.join(keys[:8])}"
-    if {"question_id", "text", "question", "instruction", "prompt"} & set(keys):
+    if _ASKED & set(keys):
         message += ": a file of questions or answers, of an evaluation for instance, and not of "
         message += "training conversations"
     return Fault("", "record shape", message)
@@ -450,9 +464,17 @@ def _turn_faults(name: str, turns: list, template: str, has_image: bool) -> list
     ]
     if not any(fault.rule == "turn shape" for fault in found):
         found += [Fault(name, *problem) for problem in _placeholder_faults(turns, has_image)]
+        found += [Fault(name, "no empty text", problem) for problem in _blank_faults(turns)]
     if opens:
         found.append(Fault(name, OPENING, "it begins with gpt; that turn is left out"))
     return found
+
+
+def _blank_faults(turns: Iterable[Turn]) -> Iterator[str]:
+    """Yield turns of blanks alone, which `rules` takes since they have right labels."""
+    for index, turn in enumerate(turns):
+        if turn["value"] and not turn["value"].strip():
+            yield f"turn {index}: the text is blanks alone"
 
 
 def _placeholder_faults(turns: Iterable[Turn], has_image: bool) -> Iterator[tuple[str, str]]:

@@ -225,6 +225,7 @@ class Loader:
         self.num_steps = order.num_steps  # None: endless
         self.content = [source.content for source in sources]
         self.image_content = [source.image_content for source in sources]
+        self.without_entities = [source.name for source in sources if source.lacks_entities]
         self.seen = self.faults = 0
 
     def batch(self, step: int) -> types.Batch:

@@ -7,11 +7,13 @@ a new detector replaces only the entity store.
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+import socket
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -299,14 +301,19 @@ def verify(folder: str | os.PathLike, *, only_sizes: bool = False) -> list[str]:
 def staged(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Give a folder to write to, which takes the place of `folder` when all went well.
 
+    What a killed process of this host left of such a folder is removed.
+
     Everything is flushed to disk before the rename; on an error nothing is left behind and what
     stood at `folder` stays.
     """
     folder = pathlib.Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.building-{os.getpid()}")
+    mine = f".{folder.name}.building-{socket.gethostname()}-"
+    aside = folder.with_name(f"{mine}{os.getpid()}")
     old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    for place in folder.parent.glob(glob.escape(mine) + "*"):
+        if place == aside or not _runs(place.name.removeprefix(mine)):
+            shutil.rmtree(place, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside
@@ -367,6 +374,17 @@ def _code(mask: graphs.Rle) -> bytes:
     if isinstance(counts, list):
         counts = graphs.encode_rle(graphs.decode_rle(mask))["counts"]
     return counts.encode("ascii") if isinstance(counts, str) else counts
+
+
+def _runs(process: str) -> bool:
+    """Tell whether a process of this host may be alive."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -56,8 +56,10 @@ class Source(abc.ABC):
         num_images: rows of that set.
         content: digest of all records, wherever they lie.
         image_content: digest of images and entities alone.
+        lacks_entities: whether its images have none although nobody asked for `none`.
     """
 
+    lacks_entities = False
     name: str
     image_set: str
     num_images: int
@@ -172,6 +174,7 @@ class StoreSource(Source):
         self._talks = records.ConversationStore(folder / "conversations", split)
         self._entities = join_entities(entities, folder / "entities", self._images.keys())
         self.image_set, self.num_images = str(folder.resolve()), len(self._images)
+        self.lacks_entities = bool(len(self._images)) and not self._entities and entities != "none"
         self.image_content = _digest(self._images.manifest, _content(self._entities))
         self.content = _digest(self.image_content, self._talks.manifest, split)
 
@@ -238,6 +241,7 @@ class JsonSource(Source):
         self._entities = join_entities(entities, file.parent / "entities", keys)
         digest = hashlib.sha256(json.dumps(keys).encode()).hexdigest()
         self.image_set, self.num_images = f"{root.resolve()}:{digest}", len(keys)
+        self.lacks_entities = bool(keys) and not self._entities and entities != "none"
         sizes = [(root / key).stat().st_size for key in keys]
         self.image_content = _digest(keys, sizes, _content(self._entities))
         with file.open("rb") as stream:

@@ -15,6 +15,7 @@ from sgqlm.entities import inputs, interfaces, parts, regions, shards
 
 EXTRACTORS = ("regions",)  # those that need no weights
 SHARD_SIZE, MAX_SHARDS = 256, 512
+ANNOTATED = "annotated"  # extractor of the nodes of relation data, see `data.relations.build`
 _LOCK = ".lock"
 
 
@@ -51,6 +52,7 @@ class Summary:
         reused: those that an earlier run had finished.
         failed: key and reason of each image that could not be worked on.
         entities: entities found, over all images.
+        empty: images in which nothing was found.
         seconds: spent in each stage of the extractor, over all workers.
         wall_seconds: of the whole run.
     """
@@ -59,6 +61,7 @@ class Summary:
     reused: int
     failed: tuple[tuple[str, str], ...]
     entities: int
+    empty: int = 0
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     wall_seconds: float = 0.0
 
@@ -83,6 +86,7 @@ def run(
     shard_size: int = 0,
     batch_size: int = 8,
     fault_budget: float = 0.05,
+    overwrite: bool = False,
     engine: engines.Engine | None = None,
     progress: Progress = lambda state: None,
 ) -> Summary:
@@ -101,6 +105,7 @@ def run(
         shard_size: images of one shard; 0 takes 256, or more where there are very many images.
         batch_size: images the extractor gets at once.
         fault_budget: share of images that may fail, once there are at least 20.
+        overwrite: also replace annotated nodes, results of other settings, and absent images.
         engine: does the work; by default this process.
         progress: called after every image, or shard where only that is known.
 
@@ -109,7 +114,7 @@ def run(
 
     Raises:
         SgqlmError: there are no images, too many fail, the disk is full, another process writes
-            the same store, or `out` holds something else.
+            the same store, or `out` holds something else, or more than the new store would.
     """
     began, out = time.perf_counter(), out.absolute()
     inputs.check(sources, str(out))
@@ -117,9 +122,9 @@ def run(
     refuse_other(out)
     is_made = isinstance(extractor, interfaces.EntityExtractor)
     maker: Any = _Made(extractor) if is_made else extractor
-    engine = engine or engines.Local()
-    with _claim(out) as folder, contextlib.closing(engine):
+    with _claim(out) as folder, contextlib.closing(engine or engines.Local()) as engine:
         about = engine.describe(maker)
+        _refuse_loss(out, about, sources, overwrite=overwrite)
         todo = _shards(sources, size, about["config"])
         if parts.stamps(out) == [shard.stamp for shard in todo]:
             progress(State(len(sources), len(sources), len(sources)))
@@ -153,6 +158,47 @@ def refuse_other(out: pathlib.Path, store: str = "") -> None:
             where=str(out),
             fix="name a folder that does not exist yet with --out",
         )
+
+
+def _refuse_loss(
+    out: pathlib.Path,
+    about: Mapping[str, Any],
+    sources: Sequence[inputs.Source],
+    *,
+    overwrite: bool,
+) -> None:
+    """Refuse to replace a finished store by one that lacks what it holds; views are made anew."""
+    before = parts.about(out)
+    if overwrite or not before:
+        return
+    what = why = ""
+    if before.get("extractor") == ANNOTATED:
+        what, why = "the output holds annotated nodes", "they belong to a data set of relations"
+    elif before.get("masks") != about["masks"]:
+        what = "the output was extracted with other settings"
+        why = "; ".join(_differences(before, about))
+    else:
+        failed = {key for key, _ in before.get("failed", [])}
+        there = {source.key for source in sources} | failed
+        gone = [key for key in parts.keys(out) if key not in there]
+        if gone:
+            what = f"{len(gone)} images of the output are not among those to work on"
+            why = ", ".join(gone[:5]) + ", ..." * (len(gone) > 5)
+    if what:
+        raise errors.SgqlmError(
+            what, where=str(out), why=why,
+            fix="name another folder with --out, or replace the store with --overwrite",
+        )  # fmt: skip
+
+
+def _differences(before: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
+    flat = [
+        {"extractor": told.get("extractor"), "engine version": told.get("version")}
+        | {name: value for name, value in told.get("settings", {}).items() if name != "views"}
+        for told in (before, about)
+    ]
+    names = [name for name in flat[0] | flat[1] if flat[0].get(name) != flat[1].get(name)]
+    return [f"{n}: {str(flat[0].get(n))[:60]}, now {str(flat[1].get(n))[:60]}" for n in names]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +259,7 @@ def _work(
     """Return the folders of all shards in order, once each of them is there."""
     folder = pathlib.Path(job.parts)
     before = parts.about(out)
-    if before.get("masks") == job.about["masks"] and "shards" in before:
+    if before.get("masks") == job.about["masks"]:
         parts.take_apart(out, folder)
     there = parts.find(folder, job.about)
     names: dict[int, str] = {}
@@ -238,6 +284,7 @@ def _work(
 def _finish(places: Sequence[pathlib.Path], out: pathlib.Path, about: Mapping[str, Any]) -> None:
     identity = parts.identity(about["config"], [place.name for place in places])
     is_there = parts.about(out).get("identity") == identity and not records.verify(out)
+    is_there = is_there and parts.has_shards(records.read_manifest(out))
     if is_there:  # only the times of the image files have changed
         parts.write_stamps(out, places, identity)
     else:
@@ -297,4 +344,5 @@ def _summary(out: pathlib.Path) -> Summary:
     manifest = records.read_manifest(out, kind="entities")
     about = manifest["about"]
     failed = tuple((key, reason) for key, reason in about["failed"])
-    return Summary(manifest["rows"][records.ALL], 0, failed, about["entities"])
+    empty = about["status"].get("empty", 0)
+    return Summary(manifest["rows"][records.ALL], 0, failed, about["entities"], empty)

@@ -20,6 +20,7 @@ STAMPS = "stamps.json"  # of a store, beside its manifest: the stamps of its sha
 _INFO, _FEATURES = "dataset_info.json", "features.json"  # of TFDS
 _NAME = "entities-rows.array_record-{:05d}-of-{:05d}"
 _SHARD_KEYS = ("identity", "entities", "status", "versions")  # kept for each shard of a store
+_OF_A_STORE = (*_SHARD_KEYS, "shards", "failed")
 
 
 def folder(out: pathlib.Path) -> pathlib.Path:
@@ -97,15 +98,29 @@ def about(out: pathlib.Path) -> dict[str, Any]:
     return manifest["about"] if manifest.get("format") == records.FORMAT else {}
 
 
+def keys(out: pathlib.Path) -> list[str]:
+    """Return the image keys of a store by row."""
+    return _read(out / records.KEYS) if (out / records.KEYS).is_file() else []
+
+
+def settings(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a store remembers of how it was made, without what was found."""
+    return {name: value for name, value in about.items() if name not in _OF_A_STORE}
+
+
 def take_apart(out: pathlib.Path, parts: pathlib.Path) -> None:
-    """Give the shards of a finished store to `parts` again, so that a new run can reuse them."""
+    """Give the shards of a finished store to `parts` again, so that a new run can reuse them.
+
+    A store that was written in one go is one shard.
+    """
     manifest = records.read_manifest(out, kind="entities")
     keys, known = _read(out / records.KEYS), stamps(out) or []
-    common = {k: v for k, v in manifest["about"].items() if k not in (*_SHARD_KEYS, "shards")}
-    failed = dict(common.pop("failed"))
-    total = sum(len(entry["lengths"]) for entry in manifest["about"]["shards"])
+    common = settings(manifest["about"])
+    failed = dict(manifest["about"].get("failed", []))
+    entries = _entries(out, manifest)
+    total = sum(len(entry["lengths"]) for entry in entries)
     row = file = 0
-    for index, entry in enumerate(manifest["about"]["shards"]):
+    for index, entry in enumerate(entries):
         mine = keys[row : row + sum(entry["lengths"])]
         files = [_NAME.format(file + i, total) for i in range(len(entry["lengths"]))]
         row, file = row + len(mine), file + len(files)
@@ -117,7 +132,7 @@ def take_apart(out: pathlib.Path, parts: pathlib.Path) -> None:
         checksums = {}
         for i, name in enumerate(files):
             checksums[_NAME.format(i, len(files))] = manifest["files"][name]
-            _link(out / name, aside / _NAME.format(i, len(files)))
+            link(out / name, aside / _NAME.format(i, len(files)))
         shutil.copyfile(out / _FEATURES, aside / _FEATURES)
         _write_info(out / _INFO, aside / _INFO, entry["lengths"], entry["bytes"])
         told = common | {k: entry[k] for k in _SHARD_KEYS}
@@ -126,6 +141,25 @@ def take_apart(out: pathlib.Path, parts: pathlib.Path) -> None:
         if index < len(known) and known[index]:
             (aside / shards.STAMP).write_text(known[index])
         aside.rename(place)
+
+
+def has_shards(manifest: Mapping[str, Any]) -> bool:
+    """Tell whether a store consists of the shards that its manifest lists."""
+    found = manifest["about"].get("shards", [])
+    lengths = [n for entry in found for n in entry["lengths"]]
+    names = {name for name in manifest["files"] if name.startswith(_NAME.split("{")[0])}
+    wanted = {_NAME.format(i, len(lengths)) for i in range(len(lengths))}
+    return names == wanted and sum(lengths) == manifest["rows"][records.ALL]
+
+
+def _entries(out: pathlib.Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what is known of each shard of a store."""
+    if has_shards(manifest):
+        return manifest["about"]["shards"]
+    info = _split(_read(out / _INFO))
+    whole: dict[str, Any] = {"identity": shards.digest(manifest["files"]), "entities": 0}
+    whole |= {"status": {}, "versions": {}, "bytes": int(info["numBytes"])}
+    return [whole | {"lengths": [int(n) for n in info["shardLengths"]]}]
 
 
 def join(
@@ -190,15 +224,16 @@ def _link_all(
     for place, parts, manifest in zip(places, lengths, manifests, strict=True):
         for i in range(len(parts)):
             name, new = _NAME.format(i, len(parts)), _NAME.format(number, total)
-            _link(place / name, aside / new)
+            link(place / name, aside / new)
             yield new, manifest["files"][name]
             number += 1
 
 
-def _link(old: pathlib.Path, new: pathlib.Path) -> None:
+def link(old: pathlib.Path | str, new: pathlib.Path | str) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links."""
     try:
         os.link(old, new)
-    except OSError:  # a file system without hard links
+    except OSError:
         shutil.copyfile(old, new)
 
 

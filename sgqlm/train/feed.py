@@ -159,6 +159,18 @@ def open_validation(
     return _loader(settings, stage, tokenizer, opened, 0, True, labels, mesh)
 
 
+def warning(stage: config.StageConfig, model: config.ModelConfig, loader: pipeline.Loader) -> str:
+    """Return what is odd about the data of a stage; empty if nothing is."""
+    names = loader.without_entities
+    if not names or not model.graph.enabled:
+        return ""
+    return (
+        f"WARNING: {stage.name}: no entities in {', '.join(names)}: every graph is empty; run "
+        "`sgqlm entities extract --data=DATASET --out=DATASET/entities`, or say so with entities="
+        "none"
+    )
+
+
 def without_dropout(settings: config.Config) -> config.Config:
     """Return the settings with whole graphs and images, as they are."""
     data = dataclasses.replace(

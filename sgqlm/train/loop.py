@@ -188,6 +188,8 @@ class _Runner:
         settings, tokenizer = self._settings, self._tokenizer
         loader = feed.open_loader(settings, stage, tokenizer)
         self._data = feed.digest(stage, loader, tokenizer)
+        if warning := feed.warning(stage, settings.model, loader):
+            self._print(warning)
         cache = self._cache(stage, loader) if stage.cache_features else None
         labels = self._labels(stage, loader)
         model = stages.program_model(stage, settings.model, self._known())

@@ -280,3 +280,24 @@ def test_a_single_store_is_no_data_set(capsys, tmp_path):
     code, _, err = sgqlm(capsys, "show", tmp_path / "found")
     assert code == errors.USAGE and "a store of entities" in err
     assert f"sgqlm entities show {tmp_path / 'found'}" in err
+
+
+def test_a_rebuild_keeps_extracted_entities_and_tells_what_changed(folder, tmp_path, capsys):
+    out = tmp_path / "set"
+    words = ("build", folder, "--out", out)
+    assert sgqlm(capsys, *words, "--entities", "none")[0] == 0
+    extracted = ["--data", out, "--out", out / "entities", "--max-entities=2"]
+    assert main.main(["entities", "extract", *map(str, extracted)]) == 0
+    code, text, _ = sgqlm(capsys, *words)
+    assert code == 0 and "kept as it was" in text and "not as it was" not in text
+    code, _, err = sgqlm(capsys, *words, "--entities", "regions")
+    assert code == 2 and "other entities" in err and "--overwrite" in err
+    write_json(folder, [talk("one", "plain.jpg")])
+    code, text, _ = sgqlm(capsys, *words)
+    assert code == 0 and "records 10, now 1; the json has changed" in text
+    assert records.EntityStore(out / "entities").keys() == ["plain.jpg"]
+    write_json(folder, [talk("one", "plain.jpg"), talk("two", "grey.png")])
+    code, _, err = sgqlm(capsys, *words)
+    assert code == 3 and "lacks 1 of 2 images" in err and "grey.png" in err
+    code, text, _ = sgqlm(capsys, *words, "--entities", "regions", "--overwrite")
+    assert code == 0 and len(records.EntityStore(out / "entities")) == 2 and "kept" not in text

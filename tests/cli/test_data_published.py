@@ -204,3 +204,10 @@ def test_few_faults_are_all_shown():
     assert data_report.table(faults, all_=False).count("gone") == 100
     text = data_report.table([*faults, faults[0]], all_=False)
     assert text.count("gone") == 20 and "81 more" in text
+
+
+def test_a_file_without_records_fails_the_check_as_the_build(tmp_path, capsys):
+    (tmp_path / "talks.json").write_text("[]")
+    for words in (("check",), ("build", "--out", tmp_path / "out")):
+        code, _, err = sgqlm(capsys, words[0], tmp_path / "talks.json", *words[1:])
+        assert code == 3 and "there are no records" in err

@@ -3,6 +3,7 @@ import os
 import signal
 
 import pytest
+from PIL import Image
 
 from sgqlm import errors
 from sgqlm.cli import entities, extractor_flags, main
@@ -62,7 +63,11 @@ def test_images_of_a_list_and_of_a_data_set(photos, tmp_path, capsys):
         (["--images=none"], 2, "there is no such folder"),
         (["--images=empty"], 3, "there are no images"),
         ([], 2, "the images are not named"),
-        (["--images=photos", "--data=photos"], 2, "the images are not named"),
+        (["--images=photos", "--data=photos"], 2, "the images are named twice"),
+        (["--images=photos", "--shard-size=0"], 2, "--shard-size"),
+        (["--images=photos", "--views="], 2, "--views"),
+        (["--images=photos", "--device=tpu"], 2, "--device"),
+        (["--images=photos", "--benchmark", "--out=e1"], 2, "--report=FILE.json"),
         (["--data=photos"], 3, "there is no images store"),
         (["--list=photos"], 2, "the list of images cannot be read"),
         (["--images=photos", "--extractor=papre"], 2, "did you mean paper?"),
@@ -128,6 +133,27 @@ def test_benchmark_prints_stages_and_writes_no_store(photos, tmp_path, capsys):
     told = json.loads(file.read_text())
     assert told["images"] == 2 and told["stages"]["segment"] > 0
     assert sgqlm(capsys, *words, "--out", photos)[0] == 2
+    assert sgqlm(capsys, *words, "--report", file.with_name("other.json"))[0] == 0
+    assert file.with_name("other.json").is_file()
+
+
+def test_images_in_which_nothing_is_found_are_told(photos, tmp_path, capsys):
+    Image.new("RGB", (40, 40)).save(photos / "0001.png")
+    words = ("extract", "--images", photos, "--out", tmp_path / "out")
+    _, text, _ = sgqlm(capsys, *words)
+    assert "nothing was found in 1 images" in text and "threshold" not in text
+    for path in photos.iterdir():
+        Image.new("RGB", (40, 40)).save(path)
+    assert "thresholds too high" in sgqlm(capsys, *words)[1]
+
+
+def test_other_settings_need_overwrite(photos, tmp_path, capsys):
+    words = ("extract", "--images", photos, "--out", tmp_path / "out")
+    assert sgqlm(capsys, *words)[0] == 0
+    code, _, err = sgqlm(capsys, *words, "--max-entities=1")
+    assert code == 2 and "max_entities: 32, now 1" in err and "--overwrite" in err
+    assert sgqlm(capsys, *words, "--views=16x16:pad", "--shard-size=1")[0] == 0
+    assert sgqlm(capsys, *words, "--max-entities=1", "--overwrite")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -155,9 +181,7 @@ def test_a_signal_becomes_an_exit_code(photos, tmp_path, capsys, monkeypatch, nu
 
 def test_the_note_of_progress_has_the_rate_of_each_stage():
     state = extract.State(30, 100, 10, 20, 1, {"tag": 2.0, "detect": 10.0, "filter": 0.0})
-    assert entities._note(state, 1.25) == (
-        "1.2 images/s; stages, each alone: tag 10.0, detect 2.0; 1 failed"
-    )
+    assert entities._note(state, 1.25) == "images/s: in all 1.25, tag 10, detect 2; 1 failed"
 
 
 def test_help_names_the_verbs_and_a_missing_verb_is_a_usage_error(capsys):

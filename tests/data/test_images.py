@@ -140,8 +140,11 @@ def test_broken_files_say_what_is_wrong(tmp_path):
         assert caught.value.where == str(path) and "truncated" in caught.value.why
     with pytest.raises(errors.SgqlmError, match="cannot be decoded"):
         images.open_image(b"no picture at all")
-    with pytest.raises(errors.SgqlmError, match="cannot be decoded"):
-        images.open_image(b"")
+    (tmp_path / "empty.jpg").touch()
+    for empty in (b"", tmp_path / "empty.jpg"):
+        with pytest.raises(errors.SgqlmError, match="cannot be decoded") as caught:
+            images.open_image(empty)
+        assert caught.value.why == "the file is empty"
     with pytest.raises(errors.SgqlmError, match="is missing"):
         images.open_image(tmp_path / "absent.jpg")
     assert images.open_image(whole).size == (200, 200)

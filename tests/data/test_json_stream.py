@@ -80,7 +80,7 @@ def test_errors_are_those_of_reading_it_whole(tmp_path, chunk, text):
 
 def test_what_is_no_list_says_so(tmp_path, chunk):
     file = tmp_path / "a.json"
-    for text, said in (('{"a": 1}', "a dict, not a list"), ('"a"', "a str, not a list")):
+    for text, said in (('{"a": 1}', "an object, not a list"), ('"a"', "a text, not a list")):
         file.write_text(text)
         (entry,) = json_stream.entries(file)
         assert said in entry.problem and entry.is_last

@@ -240,3 +240,39 @@ def test_real_photographs_have_no_faults():
     for name in ("same_question.json", "conversations.json"):
         file, root = llava_json.find(paths.shared("real") / name)
         assert llava_json.check(file, root) == []
+
+
+def test_an_answer_of_blanks_is_empty(folder):
+    entries = [{"id": "blank", "image": "a.png", "conversations": _ask("<image>\nIs it?")}]
+    entries[0]["conversations"][1]["value"] = " \n\t"
+    faults = llava_json.check(_write(folder, entries), folder / "images")
+    assert [(f.rule, f.message) for f in faults] == [
+        ("no empty text", "turn 1: the text is blanks alone")
+    ]
+    with pytest.raises(errors.SgqlmError, match=r"^1 fault in the data"):
+        llava_json.refuse(faults, "data.json")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"201": {"question": "Is it red?", "imageId": "n1"}},  # GQA
+        {"info": {}, "questions": [{"question_id": 1, "question": "?", "image_id": 2}]},  # VQAv2
+        {"info": {}, "annotations": [{"question_id": 1, "image_id": 2, "answers": []}]},
+    ],
+)
+def test_questions_in_an_object_are_told(folder, found):
+    faults = llava_json.check(_write(folder, found), folder / "images")
+    assert len(faults) == 1 and "a file of questions or answers" in faults[0].message
+
+
+def test_faults_use_no_words_of_python(folder):
+    entries = [None, "a", 3, {"id": "x", "conversations": {}}, {"id": "y", "conversations": True}]
+    faults = llava_json.check(_write(folder, entries), folder / "images")
+    assert [f.message for f in faults] == [
+        "it is null, not an object",
+        "it is a text, not an object",
+        "it is a number, not an object",
+        "`conversations` is an object, not a list",
+        "`conversations` is true or false, not a list",
+    ]

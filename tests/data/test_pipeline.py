@@ -446,7 +446,7 @@ def test_open_source_finds_the_kind(folders, tmp_path):
 def test_a_json_with_faults_stops_or_drops_within_the_budget(tmp_path):
     folder = _write_data(tmp_path, size=6)
     (folder / "images" / "1.png").unlink()
-    with pytest.raises(errors.SgqlmError, match="1 faults"):
+    with pytest.raises(errors.SgqlmError, match="1 fault "):
         sources.JsonSource(folder)
     kept = sources.JsonSource(folder, budget=0.2)
     assert (len(kept), kept.dropped) == (5, 1)

@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import pickle
+import socket
 import subprocess
 import sys
 
@@ -145,6 +146,19 @@ def test_failed_build_leaves_nothing_and_keeps_the_old_store(tmp_path):
     with pytest.raises(errors.SgqlmError, match="a key occurs twice"):
         records.write_entities(tmp_path / "other", [("k", _entities(1))] * 2)
     assert not (tmp_path / "other").exists()
+
+
+def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    host = socket.gethostname()
+    names = [f".s.building-{host}-{ended.pid}", f".s.building-{host}-{os.getppid()}"]
+    names += [f".s.building-elsewhere-{ended.pid}", f".other.building-{host}-{ended.pid}"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    with records.staged(tmp_path / "s") as aside:
+        assert aside.is_dir()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names[1:], "s"])
 
 
 def test_damage_is_found(tmp_path):

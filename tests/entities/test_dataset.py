@@ -3,7 +3,7 @@ from PIL import Image, ImageDraw
 
 from sgqlm import errors
 from sgqlm.data import llava_json, records, sources
-from sgqlm.entities import dataset, extract, inputs, regions
+from sgqlm.entities import composite, dataset, extract, inputs, regions
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
 
@@ -94,3 +94,46 @@ def test_the_output_replaces_nothing_but_a_data_set(photos, tmp_path):
     with pytest.raises(errors.SgqlmError, match="replace"):
         dataset.build(photos[1], photos[0], entities=None)
     assert (photos[0] / "a.jpg").exists()
+
+
+def test_entities_of_a_rewritten_store_are_extracted_on(photos, tmp_path):
+    folder, found = photos
+    store, out = tmp_path / "store", tmp_path / "set"
+    extract.run(regions.RegionsExtractor(), inputs.from_folder(folder), store, shard_size=1)
+    dataset.build(found, out, entities=store)
+    about = records.read_manifest(out / "entities")["about"]
+    assert "shards" not in about and about["config"]
+    images = inputs.from_store(out / "images")
+    made = extract.run(regions.RegionsExtractor(), images, out / "entities", shard_size=1)
+    assert made.reused == 2
+
+
+def test_extracted_entities_survive_a_rebuild(photos, tmp_path):
+    folder, found = photos
+    out = tmp_path / "set"
+    dataset.build(found, out, entities=None)
+    other = regions.RegionsExtractor(regions.RegionsConfig(num_parts=9))
+    extract.run(other, inputs.from_store(out / "images"), out / "entities")
+    row = out / "entities" / "entities-rows.array_record-00000-of-00001"
+    file = row.stat().st_ino
+    usual = regions.RegionsExtractor()
+    for source in (None, usual):
+        keep = dataset.kept(out, source, is_chosen=False)
+        assert keep == out / "entities"
+        made = dataset.build(found, out, entities=source, keep=keep)
+        assert made.entities > 0 and row.stat().st_ino == file
+    assert records.ConversationStore(out / "conversations", "train")[1].entity_row == 1
+    viewed = composite.WithCoverage(other, ["16x16:pad"])
+    for same in (other, viewed):
+        assert dataset.kept(out, same, is_chosen=True) is None  # it would make the same
+    with pytest.raises(errors.SgqlmError, match="other entities"):
+        dataset.kept(out, usual, is_chosen=True)
+    dataset.build(found[1:2], out, entities=None, keep=out / "entities")
+    assert records.EntityStore(out / "entities").keys() == ["a.jpg"]
+    with pytest.raises(errors.SgqlmError, match="lacks 1 of 2") as caught:
+        dataset.build(found, out, entities=None, keep=out / "entities")
+    assert "--overwrite" in caught.value.fix
+    Image.new("RGB", (90, 60)).save(folder / "a.jpg")
+    with pytest.raises(errors.SgqlmError, match="another image"):
+        dataset.build(found[1:2], out, entities=None, keep=out / "entities")
+    assert len(records.EntityStore(out / "entities")) == 1

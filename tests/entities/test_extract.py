@@ -64,11 +64,14 @@ def test_what_is_made_in_pieces_equals_what_is_made_at_once(tmp_path):
     Image.new("RGB", (30, 30), "navy").save(photos / "0003.png")  # changed, and empty
     (photos / "0005.png").unlink()
     drawn.picture(50).save(photos / "0000a.png")
+    with pytest.raises(errors.SgqlmError, match="1 images of the output are not among") as caught:
+        run(photos, out, shard_size=4)
+    assert caught.value.why == "0005.png"
     with pytest.raises(KeyboardInterrupt):
-        run(photos, out, drawn.Counting(stop_at=0), shard_size=4)
+        run(photos, out, drawn.Counting(stop_at=0), shard_size=4, overwrite=True)
     assert len(records.EntityStore(out)) == 9  # as it was before
     changed = drawn.Counting()
-    summary = run(photos, out, changed, shard_size=4)
+    summary = run(photos, out, changed, shard_size=4, overwrite=True)
     assert changed.seen == 2 and summary.reused == 7 and summary.images == 9
     whole = tmp_path / "whole"
     run(photos, whole, shard_size=4)
@@ -117,7 +120,10 @@ def test_other_settings_are_worked_on_and_keep_the_others_until_then(photos, tmp
     assert run(photos, out, first, shard_size=2).reused == 4 and first.seen == 1
     config = records.read_manifest(out)["about"]["config"]
     changed = drawn.Counting(other)
-    run(photos, out, changed, shard_size=2)
+    with pytest.raises(errors.SgqlmError, match="other settings") as caught:
+        run(photos, out, changed, shard_size=2)
+    assert "num_parts" in caught.value.why and "max_entities" not in caught.value.why
+    run(photos, out, changed, shard_size=2, overwrite=True)
     assert changed.seen == 5 and records.read_manifest(out)["about"]["config"] != config
     assert len(records.EntityStore(out)) == 5
 
@@ -215,3 +221,30 @@ def test_names_that_are_no_utf8_have_a_key(tmp_path):
         file.write(b"x")
     (source,) = inputs.from_folder(tmp_path)
     assert source.key == "a\\xff.png" and source.read() == b"x"
+
+
+def test_a_broken_image_may_go_and_annotated_nodes_may_not(photos, tmp_path):
+    out = tmp_path / "out"
+    (photos / "0001.png").write_bytes(b"no picture")
+    run(photos, out)
+    (photos / "0001.png").unlink()
+    assert run(photos, out).images == 4
+    rows = [(key, "none") for key in parts.keys(out)]
+    records.write_entities(out, rows, about={"extractor": extract.ANNOTATED})
+    before = drawn.files(out)
+    with pytest.raises(errors.SgqlmError, match="annotated nodes"):
+        run(photos, out)
+    assert drawn.files(out) == before
+    assert run(photos, out, overwrite=True).entities > 0
+
+
+def test_a_store_written_in_one_go_is_reused_as_one_shard(photos, tmp_path):
+    out = tmp_path / "out"
+    run(photos, out, shard_size=2)
+    whole, store = drawn.files(out), records.EntityStore(out)
+    rows = [(key, store[i], store.image_digest(i)) for i, key in enumerate(store.keys())]
+    for about in (store.manifest["about"], parts.settings(store.manifest["about"])):
+        records.write_entities(out, rows, about=about)
+        again = drawn.Counting()
+        assert run(photos, out, again, shard_size=2).reused == 5 and again.seen == 0
+        assert drawn.files(out) == whole

@@ -88,7 +88,7 @@ PLACES = {  # what is killed where: the images that are lost by it
         lambda: before(pathlib.Path, "write_text", nth(2, is_stamp)),
         10,
     ),
-    "during the join": (lambda: before(parts, "_link", nth(3)), 0),
+    "during the join": (lambda: before(parts, "link", nth(3)), 0),
     "before the store has its name": (lambda: before(pathlib.Path, "rename", to_store), 0),
     "before the shards are removed": (lambda: before(shutil, "rmtree", is_parts), 0),
 }

@@ -134,12 +134,12 @@ TEXTS = {  # what stands in the file: what the report says
     "": "(file)  json  line 1, column 1",
     "[" * 100_000: "(file)  json  brackets are nested too deeply",
     f"[{'1' * 5000}]": "(file)  json  Exceeds the limit",
-    '{"id": "a"}': "(file)  json  the file holds a dict, not a list",
-    '["one", "two"]': "#1      record shape  it is a str, not an object",
+    '{"id": "a"}': "(file)  json  the file holds an object, not a list",
+    '["one", "two"]': "#1      record shape  it is a text, not an object",
 }
 RECORDS = {  # the changes to a good record: what the report says of it
     "missing": ({"conversations": ...}, "record shape  `conversations` is missing"),
-    "words": ({"conversations": "hello"}, "record shape  `conversations` is a str, not a list"),
+    "words": ({"conversations": "hello"}, "record shape  `conversations` is a text, not a list"),
     "empty": ({"conversations": []}, "turn shape  there are no turns"),
     "gpt first": ({"conversations": turns(image=True)[::-1]}, "human first"),
     "no answer": ({"conversations": turns(answer="", image=True)}, "no empty text  turn 1"),
@@ -214,7 +214,7 @@ def test_no_line_of_a_jsonl_file_is_lost_without_a_word(tmp_path, capsys):
     file.write_text("\r\n".join(lines)[:-20])
     code, out = sgqlm(capsys, "data", "check", file)
     assert code == errors.DATA and "line 5, column" in out and "5 records, 4 usable" in out
-    with pytest.raises(errors.SgqlmError, match="1 faults in the data: json") as caught:
+    with pytest.raises(errors.SgqlmError, match="1 fault in the data: json") as caught:
         sources.JsonSource(file, budget=0.1)
     assert caught.value.code == errors.DATA
     assert sources.JsonSource(file, budget=0.2).dropped == 1

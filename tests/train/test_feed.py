@@ -1,10 +1,14 @@
 """From a stage's sources to its loader, its validation split and the tokenizer's corpus."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from sgqlm import config
+from sgqlm.data import graphs, records
 from sgqlm.scenes import builder
 from sgqlm.text import tokenizer
 from sgqlm.train import feed
@@ -110,3 +114,25 @@ def test_digests_follow_the_data_and_not_its_place(plan, words):
     talk = dataclasses.replace(stage, sources=(talk,))
     assert feed.image_digest(talk, loader) == feed.image_digest(stage, loader)
     assert feed.image_digest(stage, loader, split="val") != feed.image_digest(stage, loader)
+
+
+def test_a_data_set_without_entities_is_told_unless_it_is_meant(plan, words, tmp_path):
+    [stage, _] = plan.train.stages
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(picture, "PNG")
+    records.write_images(tmp_path / "images", [records.Image("a", picture.getvalue(), (32, 32))])
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+    talks = [records.Conversation("a", turns, 0, -1)] * 4
+    records.write_conversations(tmp_path / "conversations", {"train": talks})
+
+    def told(entities="", enabled=True):
+        source = config.SourceConfig("mine", str(tmp_path), entities=entities)
+        row = dataclasses.replace(stage, sources=(source, *stage.sources))
+        graph = dataclasses.replace(plan.model.graph, enabled=enabled)
+        model = dataclasses.replace(plan.model, graph=graph)
+        return feed.warning(row, model, feed.open_loader(plan, row, words))
+
+    assert "no entities in mine: every graph is empty" in told()
+    assert told("none") == told(enabled=False) == ""
+    records.write_entities(tmp_path / "entities", [("a", graphs.Entities.empty((32, 32)))])
+    assert told() == ""

@@ -9,16 +9,28 @@ import numpy as np
 from sgqlm.data.relations import types
 
 SAME_IOU = 0.9  # boxes of one name that overlap more are one object, annotated twice
+STRAY = "boxes lie outside of the image: is it a smaller copy?"
+_STRAY_SHARE, _STRAY_LEAST = 0.1, 2  # objects beyond an image that tell a smaller copy of it
+_MARGIN = 0.02  # share of a side by which official boxes leave their images
 
 
 @dataclasses.dataclass
 class Raw:
-    """One image as a file has it; objects by the id that relations use."""
+    """One image as a file has it; objects by the id that relations use.
+
+    Attributes:
+        where: name used in messages.
+        size: (height, width) that boxes are measured in.
+        objects: by id.
+        relations: (id, predicate, id).
+        hint: where the annotations do not tell `size`, so that it is that of the file: what would.
+    """
 
     where: str
     size: tuple[int, int]
     objects: dict[Hashable, types.Object] = dataclasses.field(default_factory=dict)
     relations: list[tuple[Hashable, Any, Hashable]] = dataclasses.field(default_factory=list)
+    hint: str = ""
 
     def add(
         self,
@@ -60,7 +72,8 @@ def assemble(
     Objects without a name or with an empty, broken or outside box are left out, boxes are cut at
     the border of the image, boxes of one name with an IoU above `SAME_IOU` become one object.
     Relations between left-out objects, of an object with itself, without a predicate, and repeated
-    ones are left out. Everything is counted in `report`.
+    ones are left out. Everything is counted in `report`. Where the size is only that of the file
+    and many boxes leave it, the image has a fault: its boxes are those of a larger one.
 
     Args:
         raw: names, boxes and predicates as the file has them.
@@ -96,9 +109,24 @@ def assemble(
             if made in relations:
                 report.note("relation given twice", where)
             relations[made] = None
+    words = " ".join(caption.split())
     return types.Annotated(
-        key, raw.size, objects, tuple(relations), split, str(image_id), " ".join(caption.split())
+        key, raw.size, objects, tuple(relations), split, str(image_id), words, _stray(raw)
     )
+
+
+def _stray(raw: Raw) -> str:
+    """Return the fault of an image of unknown annotated size that many boxes leave, or nothing."""
+    boxes = [box for t in raw.objects.values() if np.isfinite(box := t.box).all()]
+    height, width = raw.size
+    far = [
+        box
+        for box in boxes
+        if box[2] > width * (1 + _MARGIN) + 1 or box[3] > height * (1 + _MARGIN) + 1
+    ]
+    if not raw.hint or not all(raw.size) or len(far) < _STRAY_LEAST:
+        return ""
+    return f"{STRAY} {raw.hint}" if len(far) > _STRAY_SHARE * len(boxes) else ""
 
 
 def _clipped(thing: types.Object, size: tuple[int, int]) -> tuple[str, types.Object | None]:

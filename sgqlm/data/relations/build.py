@@ -103,6 +103,7 @@ def build(
     exclude: Exclude | None = None,
     report: types.Report | None = None,
     budget: float = 0.0,
+    overwrite: bool = False,
     views: Sequence[str] = VIEWS,
     about: Mapping[str, Any] | None = None,
     progress: types.Progress = lambda what, done, total: None,
@@ -121,6 +122,7 @@ def build(
         exclude: key and image id to the reason why an image is left out, or None.
         report: the reader's; receives what is wrong with images.
         budget: share of images that may be left out because they cannot be used.
+        overwrite: replace also entities that this would not make, such as extracted ones.
         views: patch grids whose coverage is stored, see `graphs.view`; others are made when read.
         about: json values to remember with the conversations.
         progress: called with (what, done, altogether).
@@ -131,6 +133,8 @@ def build(
     """
     settings, root = settings or conversations.Settings(), pathlib.Path(root)
     _refuse_other(out)
+    if not overwrite:
+        _refuse_loss(out, _entities_about(masks))
     taken = _Taken(root, exclude, report or types.Report(), budget)
     with records.staged(out) as aside:
         _write_images(taken, found, aside)
@@ -171,6 +175,8 @@ class _Taken:
                 self.report.note("image given twice", item.key)
             elif reason := self._exclude(item.key, item.image_id) if self._exclude else None:
                 self.excluded[reason] = self.excluded.get(reason, 0) + 1
+            elif item.fault:
+                self.report.fault(item.fault, item.key)
             elif (sized := self._sized(item)) is not None:
                 self._keys.add(item.key)
                 self.images += not self._is_missing(item)
@@ -274,8 +280,12 @@ def _write_entities(
             yield item.key, found
             progress("entities", row + 1, total)
 
-    about = {"extractor": "annotated", "labels": False, "masks": "segmenter" if masks else "boxes"}
-    records.write_entities(aside / ENTITIES, rows(), about=about)
+    records.write_entities(aside / ENTITIES, rows(), about=_entities_about(masks))
+
+
+def _entities_about(masks: MakeMasks | None) -> dict[str, Any]:
+    made = "segmenter" if masks else "boxes"
+    return {"extractor": "annotated", "labels": False, "masks": made}
 
 
 def nodes(
@@ -385,4 +395,20 @@ def _refuse_other(out: pathlib.Path) -> None:
             "the output would replace something else",
             where=str(out),
             fix="name a folder that does not exist yet with --out",
+        )
+
+
+def _refuse_loss(out: pathlib.Path, about: Mapping[str, Any]) -> None:
+    """Refuse to replace entities that a build with these settings does not make."""
+    if not (out / ENTITIES / records.MANIFEST).is_file():
+        return
+    before = records.read_manifest(out / ENTITIES, kind=ENTITIES)["about"]
+    if before != about:
+        made = before.get("extractor", "another extractor")
+        masks = f", masks {before.get('masks')}" if made == about["extractor"] else ""
+        raise errors.SgqlmError(
+            "the data set that is there has other entities",
+            where=str(out / ENTITIES),
+            why=f"they were made by {made}{masks}, and would be lost",
+            fix="name another folder with --out, or replace them with --overwrite",
         )

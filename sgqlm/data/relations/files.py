@@ -11,11 +11,13 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from sgqlm import errors
+from sgqlm.data import json_stream
 from sgqlm.data.relations import types
 
 _CHUNK = 1 << 20
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 _SPACE = " \t\r\n"
+OFFICIAL = "take the official one, since the annotations do not tell its size"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Context:
     progress: types.Progress = lambda what, done, total: None
     keep_missing: bool = False
 
-    def wants(self, split: str) -> bool:
-        """Return whether a split is asked for."""
+    def wants(self, split: str, count: int = 1) -> bool:
+        """Return whether a split is asked for; `count` of its images are met here."""
+        self.report.splits[split] += count
         return not self.splits or split in self.splits
 
     def locate(self, names: Sequence[str], *, expected: bool = True) -> str | None:
@@ -191,7 +194,7 @@ def load_json(path: pathlib.Path, expected: str, kind: type = dict) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise wrong(path, expected, f"{type(error).__name__}: {error}") from error
     if not isinstance(value, kind):
-        raise wrong(path, expected, f"it holds a {type(value).__name__}")
+        raise wrong(path, expected, f"it holds {json_stream.kind(value)}")
     return value
 
 

@@ -23,7 +23,7 @@ def read(context: files.Context) -> Iterator[types.Annotated]:
     )
     for path in found:
         split = next((s for s in ("val", "test") if s in path.stem.lower()), "train")
-        if not context.wants(split):
+        if not context.wants(split, 0):
             continue
         told = lambda done, total: context.progress("read", done, total)  # noqa: E731
         for image_id, graph in files.stream_json(path, EXPECTED, told):
@@ -40,10 +40,10 @@ def read(context: files.Context) -> Iterator[types.Annotated]:
 
 def _raw(image_id: str, graph: Mapping, key: str, context: files.Context) -> assemble.Raw:
     try:
-        size = int(graph["height"]), int(graph["width"])
+        size, hint = (int(graph["height"]), int(graph["width"])), ""
     except (KeyError, TypeError, ValueError):
-        size = context.size(key)
-    raw = assemble.Raw(f"image {image_id}", size)
+        size, hint = context.size(key), files.OFFICIAL
+    raw = assemble.Raw(f"image {image_id}", size, hint=hint)
     objects = graph["objects"]
     if isinstance(objects, list):
         objects = {_first(item, _OBJECT_IDS, i): item for i, item in enumerate(objects)}

@@ -22,7 +22,7 @@ _ROWS = 1024
 
 def read(context: files.Context) -> Iterator[types.Annotated]:
     """Yield the images that are on disk; all are of split `train`."""
-    if not context.wants("train"):
+    if not context.wants("train", 0):
         return
     to_relations = context.text or text.RuleBased()
     paths = files.need(context.folder, ("*.parquet",), EXPECTED)

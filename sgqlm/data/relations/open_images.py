@@ -27,7 +27,7 @@ def read(context: files.Context) -> Iterator[types.Annotated]:
     names = descriptions(context.folder)
     for path in paths:
         split = _split(path)
-        if context.wants(split):
+        if context.wants(split, 0):
             yield from _read(path, split, names, context)
 
 

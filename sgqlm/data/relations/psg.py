@@ -54,10 +54,10 @@ def _places(name: str) -> tuple[str, ...]:
 def _raw(entry, image_id, key, names, predicates, context) -> assemble.Raw:
     where = f"image {image_id}"
     try:
-        size = int(entry["height"]), int(entry["width"])
+        size, hint = (int(entry["height"]), int(entry["width"])), ""
     except (KeyError, TypeError, ValueError):
-        size = context.size(key)
-    raw = assemble.Raw(where, size)
+        size, hint = context.size(key), files.OFFICIAL
+    raw = assemble.Raw(where, size, hint=hint)
     segments = entry.get("segments_info") or []
     masks = _masks(entry, segments, size, where, context)
     things = entry.get("annotations") or segments

@@ -59,7 +59,8 @@ def read(
         An iterator over the annotated images, in the order of the files.
 
     Raises:
-        SgqlmError: there is no such reader or folder, or a file is missing or a different one.
+        SgqlmError: there is no such reader or folder, a file is missing or a different one, or no
+            image is of the splits.
     """
     if name not in READERS:
         fix = "known: " + ", ".join(READERS)
@@ -72,4 +73,22 @@ def read(
     tree = files.ImageTree(images) if images is not None else None
     report = report or types.Report()
     context = files.Context(folder, tree, report, tuple(splits), text, progress, keep_missing)
-    return READERS[name](context)
+    return _of_splits(READERS[name](context), context)
+
+
+def _of_splits(
+    found: Iterator[types.Annotated], context: files.Context
+) -> Iterator[types.Annotated]:
+    """Pass images on; at their end, refuse a choice of splits of which there is none."""
+    yield from found
+    there = context.report.splits
+    if not there or there.keys() & set(context.splits) or not context.splits:
+        return
+    names = ", ".join(f"{name} ({count})" if count else name for name, count in there.items())
+    raise errors.SgqlmError(
+        f"there is no image of split {' or '.join(context.splits)}",
+        where=str(context.folder),
+        why=f"there are: {names}",
+        fix="name another with --split, or all",
+        code=errors.DATA,
+    )

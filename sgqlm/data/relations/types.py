@@ -51,6 +51,7 @@ class Annotated:
         split: `train`, `val` or `test`.
         image_id: how the data set calls the image.
         caption: a sentence about the image, where the data set has one.
+        fault: why the image cannot be used, as its annotations tell; empty if they do not.
     """
 
     key: str
@@ -60,6 +61,7 @@ class Annotated:
     split: str = "train"
     image_id: str = ""
     caption: str = ""
+    fault: str = ""
 
 
 class Report:
@@ -73,14 +75,17 @@ class Report:
         faults: count by reason.
         examples: some of each reason.
         watch: called after every fault; may raise to give up.
+        splits: images by split, wanted or not; 0 where a whole file was passed over.
     """
 
-    def __init__(self):
-        """Start with nothing counted."""
+    def __init__(self, *, keeps_all: bool = False):
+        """Start with nothing counted; `keeps_all`: keep every example."""
         self.notes: collections.Counter[str] = collections.Counter()
         self.faults: collections.Counter[str] = collections.Counter()
         self.examples: dict[str, list[str]] = {}
         self.watch: Callable[[], None] = lambda: None
+        self.splits: collections.Counter[str] = collections.Counter()
+        self._keeps_all = keeps_all
 
     def note(self, reason: str, example: str, count: int = 1) -> None:
         """Count an annotation that was repaired or left out."""
@@ -94,7 +99,7 @@ class Report:
     def _count(self, counts, reason, example, count) -> None:
         counts[reason] += count
         kept = self.examples.setdefault(reason, [])
-        if len(kept) < SHOWN:
+        if self._keeps_all or len(kept) < SHOWN:
             kept.append(example)
 
     def lines(self, *, shown: int = 3) -> list[str]:

@@ -41,6 +41,7 @@ def read(context: files.Context) -> Iterator[types.Annotated]:
             continue
         known = pictures.get(image_id)
         raw = assemble.Raw(f"image {image_id}", known.size if known else context.size(key))
+        raw.hint = "" if known else "image_data.json tells the sizes"
         for item in entry:
             _relation(raw, item, context.report)
         aliases = _aliases(entry)

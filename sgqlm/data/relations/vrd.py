@@ -4,9 +4,10 @@
 "object": {...}}]}`, numbers into two lists of names. Some images have no annotation.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sgqlm.data import json_stream
 from sgqlm.data.relations import assemble, files, types
 
 EXPECTED = 'images by file name: [{"predicate", "subject": {"category", "bbox"}, "object"}]'
@@ -21,7 +22,7 @@ def read(context: files.Context) -> Iterator[types.Annotated]:
     words = files.load_json(files.need_one(folder, ("predicates.json",), _NAMES), _NAMES, list)
     for path in paths:
         split = next((s for s in ("test", "val") if s in path.stem.lower()), "train")
-        if not context.wants(split):
+        if not context.wants(split, 0):
             continue
         found = files.load_json(path, EXPECTED)
         for done, (name, entries) in enumerate(found.items(), 1):
@@ -34,7 +35,7 @@ def read(context: files.Context) -> Iterator[types.Annotated]:
             key = context.locate((f"sg_{split}_images/{name}", f"images/{name}", name))
             if key is None:
                 continue
-            raw = assemble.Raw(name, context.size(key))
+            raw = assemble.Raw(name, context.size(key), hint=files.OFFICIAL)
             for entry in entries:
                 _relation(raw, entry, things, words, context.report)
             image_id = name.rsplit(".", 1)[0]
@@ -51,7 +52,7 @@ def _relation(raw, entry: Any, things: Sequence, words: Sequence, report: types.
             ends.append(raw.add(key, _name(things, category), (x0, y0, x1, y1)))
         raw.relations.append((ends[0], _name(words, int(entry["predicate"])), ends[1]))
     except (KeyError, TypeError, ValueError, IndexError):
-        kind = "a table" if isinstance(entry, Mapping) else type(entry).__name__
+        kind = json_stream.kind(entry)
         report.note("broken relation", f"{raw.where}: {kind} {str(entry)[:80]}")
 
 

@@ -173,6 +173,14 @@ def test_something_else_is_never_replaced(tmp_path):
         make("vrd", tmp_path / "raw", tmp_path / "mine")
     make("vrd", tmp_path / "raw", tmp_path / "out")
     make("vrd", tmp_path / "raw", tmp_path / "out")  # a data set is
+    store = tmp_path / "out/entities"
+    keys = records.EntityStore(store).keys()
+    records.write_entities(store, [(key, "none") for key in keys], about={"extractor": "regions"})
+    with pytest.raises(errors.SgqlmError, match="has other entities") as caught:
+        make("vrd", tmp_path / "raw", tmp_path / "out")
+    assert "regions" in caught.value.why and "--overwrite" in caught.value.fix
+    make("vrd", tmp_path / "raw", tmp_path / "out", overwrite=True)
+    assert records.EntityStore(store).status(0) == "ok"
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
 
 

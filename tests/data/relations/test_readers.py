@@ -72,7 +72,9 @@ def test_visual_genome_follows_the_splits_beside_it(tmp_path):
     official.visual_genome(tmp_path)
     official.write_json(tmp_path / "vg_splits.json", {"train": [1], "test": [2]})
     assert list(official.read("visual_genome", tmp_path, splits=("test",))[0]) == ["2"]
-    assert list(official.read("visual_genome", tmp_path, splits=("val",))[0]) == []
+    with pytest.raises(errors.SgqlmError, match="no image of split val") as caught:
+        official.read("visual_genome", tmp_path, splits=("val",))
+    assert caught.value.why == "there are: train (1), test (1)"
 
 
 def test_merged_objects_are_one(tmp_path):
