@@ -42,6 +42,20 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClipTextConfig:
+    """CLIP text tower, which no sgqlm model has: it scores texts against images."""
+
+    vocab_size: int = 49408
+    max_positions: int = 77
+    width: int = 512
+    num_layers: int = 12
+    num_heads: int = 8
+    mlp_dim: int = 2048
+    layer_norm_eps: float = 1e-5
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+
+
+@dataclasses.dataclass(frozen=True)
 class LlmConfig:
     """LLaMA decoder; the defaults are Vicuna-7B-v1.5."""
 

@@ -21,6 +21,7 @@ VERBS = {
     "plan": "tell what a run needs: memory, hours, price, and whether it fits",
     "train": "train the stages of a configuration",
     "eval": "measure a trained model",
+    "study": "measure a data set: CLIPScore of its questions and answers",
     "generate": "answer one prompt about one image",
     "ask": "let the model ask about an image and answer itself",
     "chat": "talk about an image",

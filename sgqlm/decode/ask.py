@@ -1,5 +1,6 @@
 """Visual self-questioning: the model asks about an image, then answers itself."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +27,8 @@ class Responder(Protocol):
 # Temperature, top-k and top-p of the SQ-LLaVA release are 1.2, 300 and .95; its vocabulary is
 # Vicuna's. The default here is milder, since a small model falls apart at 1.2.
 SAMPLING = sample.Sampling(temperature=0.7, top_k=300, top_p=0.95)
+OFFICIAL = sample.Sampling(temperature=1.2, top_k=300, top_p=0.95)
+FIRST_TURN = "Can you describe the image in detail?"  # of the release's self-questioning programs
 
 
 def questions(
@@ -66,6 +69,62 @@ def questions(
         if len(found) >= count or sampling.mode == "greedy":
             break
     return list(found)[:count]
+
+
+def describe(
+    responder: Responder, row: inputs.Row, *, max_new_tokens: int = 1024, batch_size: int = 1
+) -> inputs.Row:
+    """Open a conversation as the released programs do before they ask.
+
+    Args:
+        responder: the model.
+        row: image and entities, without turns.
+        max_new_tokens: tokens of the description at most.
+        batch_size: rows that run at once; one is given.
+
+    Returns:
+        The row with two turns: `FIRST_TURN`, and the model's greedy description.
+    """
+    turns = [*row.turns, inputs.human(FIRST_TURN)]
+    (text,) = responder.respond(
+        [dataclasses.replace(row, turns=turns)],
+        max_new_tokens=max_new_tokens,
+        sampling=sample.Sampling(),
+        seed=0,
+        batch_size=batch_size,
+    )
+    return dataclasses.replace(row, turns=[*turns, {"from": "gpt", "value": text}])
+
+
+def independent(
+    responder: Responder,
+    row: inputs.Row,
+    *,
+    count: int,
+    sampling: sample.Sampling = OFFICIAL,
+    max_new_tokens: int = 300,
+    seed: int = 0,
+) -> list[str]:
+    """Draw questions as the released programs do: each alone, equal and empty ones kept.
+
+    Args:
+        responder: the model.
+        row: image, entities and the turns so far, see `describe`.
+        count: questions.
+        sampling: how a token is drawn.
+        max_new_tokens: tokens of a question at most.
+        seed: seed of the request.
+
+    Returns:
+        `count` questions.
+    """
+    return responder.respond(
+        [dataclasses.replace(row, open_role="vuser")] * count,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        seed=seed,
+        batch_size=count,
+    )
 
 
 def answer_own(

@@ -21,11 +21,12 @@ def normalise(images, dtype):
 
 
 class Attention(nn.Module):
-    """Bidirectional multi-head attention with biases."""
+    """Multi-head attention with biases, bidirectional unless told otherwise."""
 
     num_heads: int
     lora: config_lib.LoraConfig
     program: str = "auto"
+    is_causal: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -35,14 +36,15 @@ class Attention(nn.Module):
         q, k, v = (
             layers.Dense(width, lora=self.lora, name=name)(x).reshape(shape) for name in "qkv"
         )
-        y = attention.attend(q, k, v, is_causal=False, wanted=self.program).reshape(x.shape)
+        y = attention.attend(q, k, v, is_causal=self.is_causal, wanted=self.program)
+        y = y.reshape(x.shape)
         return layers.Dense(width, lora=self.lora, kernel_init=_RESIDUAL_INIT, name="out")(y)
 
 
 class Mlp(nn.Module):
     """Two dense layers with CLIP's activation between them."""
 
-    config: config_lib.VisionConfig
+    config: config_lib.VisionConfig | config_lib.ClipTextConfig
     lora: config_lib.LoraConfig
 
     @nn.compact
@@ -56,9 +58,10 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer layer."""
 
-    config: config_lib.VisionConfig
+    config: config_lib.VisionConfig | config_lib.ClipTextConfig
     lora: config_lib.LoraConfig
     program: str = "auto"  # of attention, see `attention.choose`
+    is_causal: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -67,18 +70,22 @@ class Block(nn.Module):
         heads = self.config.num_heads
         x = rules.shard(x, "batch", None, "embed")
         y = layers.LayerNorm(eps, name="norm1")(x)
-        x = x + Attention(heads, self.lora, self.program, name="attn")(y)
+        x = x + Attention(heads, self.lora, self.program, self.is_causal, name="attn")(y)
         y = layers.LayerNorm(eps, name="norm2")(x)
         return x + Mlp(self.config, self.lora, name="mlp")(y), None
 
 
 class ClipViT(nn.Module):
-    """The tower without the layers behind `feature_layer` and without the class token."""
+    """The tower without the layers behind `feature_layer` and without the class token.
+
+    `keep_class` leaves that token in front of the patches, as a pooled feature needs it.
+    """
 
     config: config_lib.VisionConfig
     lora: config_lib.LoraConfig
     remat: str = "none"
     program: str = "auto"
+    keep_class: bool = False
 
     @nn.compact
     def __call__(self, pixels):
@@ -98,7 +105,7 @@ class ClipViT(nn.Module):
         x = layers.LayerNorm(cfg.layer_norm_eps, name="pre_norm")(x + pos.astype(x.dtype))
         blocks = layers.stack(Block, length=cfg.num_used_layers, remat=self.remat, num_broadcast=0)
         x, _ = blocks(cfg, self.lora, self.program, name="blocks")(x)
-        return x[:, 1:]
+        return x if self.keep_class else x[:, 1:]
 
 
 class _Kernel(nn.Module):
