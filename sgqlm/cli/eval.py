@@ -1,8 +1,9 @@
 """`sgqlm eval`: measure a trained model on drawn test scenes, beside its controls.
 
 With --data: how many answers of a data set it gives by heart, and how many with images swapped.
-With --data and --tasks=relations: recall of the scene graphs it predicts. `sgqlm eval score`
-measures answers that are there already.
+With --data and --tasks=relations: recall of the scene graphs it predicts. With --root and
+--tasks=gqa,pope,...: the benchmarks of the papers. `sgqlm eval score` measures answers that are
+there already.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 
 from sgqlm import config, errors
 from sgqlm import model as model_lib
-from sgqlm.cli import common, eval_relations, eval_score, eval_submit
+from sgqlm.cli import common, eval_relations, eval_report, eval_score, eval_submit, eval_tasks
 from sgqlm.data import sources
 from sgqlm.evals import memorised, prior, report, runner, scenes
 
@@ -24,14 +25,22 @@ def run(argv: list[str]) -> int:
         return eval_score.run(argv[1:])
     if argv[:1] == ["submit"]:
         return eval_submit.run(argv[1:])
-    if any(word.split("=")[0] == "--tasks" for word in argv):
+    if argv[:1] == ["report"]:
+        return eval_report.run(argv[1:])
+    if argv[:1] == ["compare"]:
+        return eval_report.compare(argv[1:])
+    named, others = _tasks(argv)
+    if named == "relations":
         return eval_relations.run(argv)
+    if named not in (None, "scenes"):
+        return eval_tasks.run(argv)
+    argv = others
     parser = argparse.ArgumentParser(
         prog="sgqlm eval",
         description=__doc__,
         epilog="Settings such as --config.eval.num_scenes=100 change those of the checkpoint. See "
-        "also `sgqlm eval --tasks=relations --help`, `sgqlm eval score --help` and `sgqlm eval "
-        "submit --help`.",
+        "also `sgqlm eval --tasks=relations --help`, `sgqlm eval --tasks=gqa --help`, `sgqlm eval "
+        "score --help`; `submit`, `report` and `compare` have theirs too.",
     )
     parser.add_argument("--checkpoint", help="checkpoint or work directory; else that of --config")
     parser.add_argument("--base", help="where the base weights lie, if they were moved")
@@ -88,6 +97,17 @@ def evaluate_data(
 
 def _tell(name: str) -> None:
     print(f"{name} ...", file=sys.stderr, flush=True)
+
+
+def _tasks(words: list[str]) -> tuple[str | None, list[str]]:
+    """Return what --tasks names, None without it, and the words without it."""
+    for at, word in enumerate(words):
+        name, is_joined, value = word.partition("=")
+        if name in ("--tasks", "--task"):
+            end = at + (1 if is_joined else 2)
+            value = value if is_joined else "".join(words[at + 1 : end])
+            return value, words[:at] + words[end:]
+    return None, words
 
 
 def _has_file(words: list[str]) -> bool:

@@ -11,6 +11,7 @@ import sys
 
 from sgqlm import errors
 from sgqlm.cli import common, eval_relations
+from sgqlm.data import records
 from sgqlm.evals import report, scoring
 
 _FLAGS = ("--task", "--annotations", "--out", "--split", "--allow-mismatch")
@@ -53,7 +54,12 @@ def run(argv: list[str]) -> int:
             "answers": [str(path) for path in args.answers],
             "annotations": [str(path) for path in args.annotations],
         }
-        print(report.write(args.out, {**done.report(), **files}))
+        digests = {
+            str(path): records.file_digest(path)
+            for path in [*args.answers, *args.annotations]
+            if path.is_file()
+        }
+        print(report.write(args.out, {**done.report(), **files, "sha256": digests}))
     if done.faults.is_mismatch and not args.allow_mismatch:
         print(
             "answers and annotations are not to the same questions: the figures above are no "

@@ -111,7 +111,7 @@ class Entities:
             labels=[self.labels[i] for i in keep] if len(self.labels) else [],
             scores=self.scores[keep],
             alternatives=[self.alternatives[i] for i in keep] if len(self.alternatives) else (),
-            mask_scores=self.mask_scores[keep] if len(self.mask_scores) else (),
+            mask_scores=np.asarray(self.mask_scores)[keep] if len(self.mask_scores) else (),
             coverage={name: rows[keep] for name, rows in self.coverage.items()},
         )
 
@@ -154,7 +154,8 @@ def _box_rle(box: Sequence[int], size: tuple[int, int]) -> dict[str, Any]:
             rows, columns = rows * columns, 1
         runs = [left * height + top, *[rows, height - rows] * (columns - 1), rows]
         runs += [height * width - sum(runs)] if sum(runs) < height * width else []
-    code = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    plain: Any = {"size": [height, width], "counts": runs}
+    code = coco_mask.frPyObjects(plain, height, width)
     return {"size": [height, width], "counts": code["counts"]}
 
 

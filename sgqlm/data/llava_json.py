@@ -8,7 +8,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, overload
 
 from sgqlm import errors
 from sgqlm.data import decode_check, image_tree, json_stream
@@ -118,6 +118,12 @@ class Records(Sequence[Record]):
     def __len__(self) -> int:
         """Return the number of records."""
         return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
 
     def __getitem__(self, index):
         """Read one record, or a list of them for a slice."""

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
@@ -52,11 +52,16 @@ class AnswerFile:
 
     def add(self, answer: Mapping[str, Any]) -> None:
         """Append one answer; it has a `key` that no other answer has."""
-        self._write(answer)
-        self.done.add(answer["key"])
+        self.extend([answer])
 
-    def _write(self, value: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    def extend(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Append answers that came at once; see `add`."""
+        self._write(*answers)
+        self.done.update(answer["key"] for answer in answers)
+
+    def _write(self, *values: Mapping[str, Any]) -> None:
+        for value in values:
+            self._file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 

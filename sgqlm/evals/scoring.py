@@ -200,14 +200,14 @@ def score_textvqa(path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.S
     """
     fields = ("image_id", "question", "answers")
     known = [item for file in files for item in tables.items(file, fields)]
-    by_image = {_image_key(item["image_id"], item["question"]): item for item in known}
+    by_image = {image_key(item["image_id"], item["question"]): item for item in known}
     by_number = {str(item["question_id"]): item for item in known if "question_id" in item}
     found, given = tables.answers(path), []
     images = {str(item["image_id"]) for item in known}
     is_by_image = any(answer.key in images for answer in found)
     for answer in found:
         question = question_of(answer.prompt)
-        given.append((_image_key(answer.key, question) if is_by_image else answer.key, answer))
+        given.append((image_key(answer.key, question) if is_by_image else answer.key, answer))
     truth = by_image if is_by_image else by_number
     asked = {} if is_by_image else {key: item["question"] for key, item in truth.items()}
     joined, faults = joining.join(given, truth, where=str(path), questions=asked)
@@ -227,7 +227,8 @@ def question_of(prompt: str) -> str:
     return lines[0] if lines else ""
 
 
-def _image_key(image: Any, question: str) -> str:
+def image_key(image: Any, question: str) -> str:
+    """Return the id of a TextVQA question whose answer has the id of its image."""
     return f"{image}: {question.strip().lower()}"
 
 

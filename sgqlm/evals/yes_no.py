@@ -34,26 +34,12 @@ def score_pope(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) -
         faults.add(scored.of_table(found))
         texts, labels = [a.text for a in found], [a.truth for a in found]
         part = _measure(path, texts, labels)
-        parts[_category(path)] = part | {"keys": list(scored.numbered(found, part["items"]))}
+        parts[pope_category(path)] = part | {"keys": list(scored.numbered(found, part["items"]))}
     return _pope(parts, faults)
 
 
 def _pope_joined(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) -> scored.Scored:
-    labels, asked = {}, {}
-    for file in files:
-        for item in tables.items(file, ("question_id", "text")):
-            if "label" in item:
-                labels.setdefault(_category(file), {})[_number(file, item["question_id"])] = item
-            elif "category" in item:
-                asked[str(item["question_id"])] = item["category"]
-    if not labels:
-        raise tables.damaged(files[0], "it has no labels")
-    given = [(path, answer) for path in answers for answer in tables.answers(path)]
-    groups: dict[str, list] = {}
-    blocks = {int(_number(path, a.key, whole=True)) // pope.CATEGORY_IDS for path, a in given}
-    for path, answer in given:
-        name = _category_of(path, answer, asked, labels, len(blocks) == 1)
-        groups.setdefault(name, []).append((_number(path, answer.key), answer))
+    groups, labels = pope_groups(answers, files)
     parts, faults, where = {}, joining.Faults(), ", ".join(map(str, answers))
     for name, truth in labels.items():
         found = groups.pop(name, [])
@@ -75,6 +61,34 @@ def _pope_joined(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path])
     return done
 
 
+def pope_groups(
+    answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]
+) -> tuple[dict[str, list[tuple[str, tables.Answer]]], dict[str, dict[str, dict]]]:
+    """Return (id, answer) by category, and the labels by category and id.
+
+    Raises:
+        SgqlmError: a file is missing or damaged, or has no labels.
+    """
+    labels, asked = {}, {}
+    for file in files:
+        for item in tables.items(file, ("question_id", "text")):
+            if "label" in item:
+                labels.setdefault(pope_category(file), {})[_number(file, item["question_id"])] = (
+                    item
+                )
+            elif "category" in item:
+                asked[str(item["question_id"])] = item["category"]
+    if not labels:
+        raise tables.damaged(files[0], "it has no labels")
+    given = [(path, answer) for path in answers for answer in tables.answers(path)]
+    groups: dict[str, list] = {}
+    blocks = {int(_number(path, a.key, whole=True)) // pope.CATEGORY_IDS for path, a in given}
+    for path, answer in given:
+        name = _category_of(path, answer, asked, labels, len(blocks) == 1)
+        groups.setdefault(name, []).append((_number(path, answer.key), answer))
+    return groups, labels
+
+
 def _category_of(
     path: pathlib.Path, answer: tables.Answer, asked: Mapping, labels: Mapping, is_one_block: bool
 ) -> str:
@@ -85,8 +99,8 @@ def _category_of(
     if is_one_block and len(labels) == 1:
         return next(iter(labels))
     block = int(_number(path, answer.key, whole=True)) // pope.CATEGORY_IDS
-    if block == 0 and _category(path) in labels:
-        return _category(path)
+    if block == 0 and pope_category(path) in labels:
+        return pope_category(path)
     return list(POPE_LINES)[block] if block < len(POPE_LINES) else f"block {block}"
 
 
@@ -125,7 +139,8 @@ def _pope(parts: Mapping[str, dict], faults: joining.Faults) -> scored.Scored:
     return scored.Scored("pope", mean, "mean F1", rows, items, faults, notes)
 
 
-def _category(path: pathlib.Path) -> str:
+def pope_category(path: pathlib.Path) -> str:
+    """Return the category of POPE that a file name tells, else the name."""
     stem = path.name.lower()
     return next((name for name in POPE_LINES if name in stem), path.stem)
 
@@ -151,15 +166,15 @@ def score_mme(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) ->
     faults, where = joining.Faults(), ", ".join(map(str, answers))
     if not files:
         groups: dict[str, list] = {}
-        for _, category, row in _texts(answers, 4):
+        for _, category, row in mme_rows(answers, 4):
             groups.setdefault(category, []).append(row)
             if not row[3].strip():
                 faults.empty.append(f"{category}/{row[0]}")
     else:
         truth = {}
-        for key, category, row in _texts(files, 3):
+        for key, category, row in mme_rows(files, 3):
             truth[key] = (category, row)
-        given = [(_mme_key(*_place(a.key), a.prompt), a) for a in _mme_answers(answers)]
+        given = [(mme_key(*_place(a.key), a.prompt), a) for a in _mme_answers(answers)]
         joined, faults = joining.join(given, truth, where=where)
         groups = {}
         for key, (category, row) in truth.items():
@@ -182,7 +197,9 @@ def _mme_answers(paths: Sequence[pathlib.Path]) -> list[tables.Answer]:
     return [answer for path in paths for answer in tables.answers(path)]
 
 
-def _texts(paths: Sequence[pathlib.Path], least: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def mme_rows(
+    paths: Sequence[pathlib.Path], least: int
+) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Yield (key, category, (image, question, truth, ...)) of text files and folders of them."""
     for root in paths:
         names = sorted(root.rglob("*.txt")) if root.is_dir() else [root]
@@ -201,7 +218,7 @@ def _texts(paths: Sequence[pathlib.Path], least: int) -> Iterator[tuple[str, str
                     told = "answers too" if least > 3 else "image, question, truth"
                     raise tables.damaged(path, f"line {number} has {len(parts)} columns; {told}")
                 row = tuple(part.strip() for part in parts)
-                yield _mme_key(category, row[0], row[1]), category, row
+                yield mme_key(category, row[0], row[1]), category, row
 
 
 def _place(key: str) -> tuple[str, str]:
@@ -210,7 +227,8 @@ def _place(key: str) -> tuple[str, str]:
     return category, rest
 
 
-def _mme_key(category: str, image: str, question: str) -> str:
+def mme_key(category: str, image: str, question: str) -> str:
+    """Return what names a question of MME in all of its files."""
     text = " ".join(question.lower().split()).removeprefix("<image> ")
     for suffix in _SUFFIXES:
         text = text.replace(suffix, "").strip()

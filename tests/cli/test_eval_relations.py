@@ -68,6 +68,5 @@ def test_mistakes_are_told(place, capsys, tmp_path):
     assert run(*words, data, "--limit=-1") == errors.USAGE
     assert run("score", tmp_path / "none", "--task=relations", data) == errors.USAGE
     assert "no such file of answers" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stopped:
-        run("--tasks=pope", data)
-    assert stopped.value.code == errors.USAGE
+    assert run("--tasks=gqa,relations", f"--root={tmp_path}", *words[1:]) == errors.USAGE
+    assert "relations is measured alone" in capsys.readouterr().err

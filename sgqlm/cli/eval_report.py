@@ -1,0 +1,206 @@
+"""`sgqlm eval report` and `sgqlm eval compare`: pages of answers that were scored."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sgqlm import errors
+from sgqlm.cli import common
+from sgqlm.evals import comparing, pictures, report, summary
+from sgqlm.viz import eval_report, pages
+
+_ABOUT = (
+    "Put reports of `sgqlm eval score --out` beside published scores: intervals, charts and wrong "
+    "answers, as HTML, markdown and json."
+)
+_COMPARE = (
+    "Compare two models on the same questions, from reports of `sgqlm eval score --out`: paired "
+    "differences with intervals, a test, and the questions that changed."
+)
+_MOST_WRONG = 1000
+
+
+def run(argv: list[str]) -> int:
+    """Run `sgqlm eval report`; return the exit code."""
+    parser = argparse.ArgumentParser(prog="sgqlm eval report", description=_ABOUT)
+    parser.add_argument("reports", nargs="+", type=pathlib.Path, help="reports, or their folder")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the pages")
+    parser.add_argument("--wrong", type=int, default=40, help="wrong answers of a report (40)")
+    _add_pictures(parser)
+    args, rest = parser.parse_known_args(argv)
+    common.refuse_rest(rest, ("--out", "--wrong", "--images", "--entities"))
+    _check(args)
+    drawer = pictures.Pictures(args.images, args.entities)
+    reports, other = comparing.find(args.reports)
+    if other:
+        told = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
+        print(f"{len(other)} json files are no reports of answers: {told}", file=sys.stderr)
+    known = [comparing.items_of(one) for one in reports]
+    found = summary.build(reports, known, wrong=args.wrong)
+    body = _report_body(found, [items for items, _ in known], drawer)
+    print("\n".join(_lines(*summary.cells(found["table"])[:2])))
+    document = eval_report.page("Evaluation", body)
+    _write(args.out, "evaluation", found, document, summary.markdown(found))
+    return errors.OK
+
+
+def compare(argv: list[str]) -> int:
+    """Run `sgqlm eval compare`; return the exit code."""
+    parser = argparse.ArgumentParser(prog="sgqlm eval compare", description=_COMPARE)
+    parser.add_argument("first", type=pathlib.Path, help="a report, or a folder of them")
+    parser.add_argument("second", type=pathlib.Path, help="that of the other model")
+    parser.add_argument("--out", type=pathlib.Path, help="folder of the pages")
+    parser.add_argument("--wrong", type=int, default=40, help="changes shown each way (40)")
+    _add_pictures(parser)
+    args, rest = parser.parse_known_args(argv)
+    common.refuse_rest(rest, ("--out", "--wrong", "--images", "--entities"))
+    _check(args)
+    drawer = pictures.Pictures(args.images, args.entities)
+    pairs, notes = _pairs(args.first, args.second)
+    known = [[comparing.items_of(one)[0] for one in pair] for pair in pairs]
+    done = comparing.adjusted(
+        comparing.compare(*pair, items=(items[0], items[1]))
+        for pair, items in zip(pairs, known, strict=True)
+    )
+    found = summary.compared(done, known, notes)
+    print("\n".join(_lines(*summary.comparison_cells(found))))
+    print("\n".join(summary.comparison_notes(found)))
+    if args.out:
+        body = _compared_body(found, [first or second for first, second in known], drawer, args)
+        document = eval_report.page("Comparison", body)
+        text = summary.comparison_markdown(found, most=args.wrong)
+        _write(args.out, "comparison", found, document, text)
+    return errors.OK
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=pathlib.Path, help="folder of the benchmark's images")
+    parser.add_argument("--entities", type=pathlib.Path, help="entity store, drawn on --images")
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not 0 <= args.wrong <= _MOST_WRONG:
+        fix = f"give a number from 0 to {_MOST_WRONG}"
+        raise errors.SgqlmError(f"{args.wrong} is out of range", where="--wrong", fix=fix)
+    if args.entities and not args.images:
+        fix = "name their folder with --images"
+        raise errors.SgqlmError("entities are drawn on images", where="--entities", fix=fix)
+    if args.out and args.out.is_file():
+        fix = "name a folder"
+        raise errors.SgqlmError("the output is a file", where=f"--out={args.out}", fix=fix)
+    for path in [
+        *getattr(args, "reports", ()),
+        *(getattr(args, n, None) for n in ("first", "second")),
+    ]:
+        if path is not None and not path.exists():
+            raise errors.SgqlmError(
+                "there is no such report", where=str(path), fix="correct the path"
+            )
+
+
+def _pairs(first: pathlib.Path, second: pathlib.Path):
+    """Return the reports of the same task in both, and what is left out."""
+    sides = []
+    for path in (first, second):
+        by_task = {}
+        for one in comparing.find([path])[0]:
+            if one.task in by_task:
+                raise errors.SgqlmError(
+                    f"there are several reports of {one.task}",
+                    where=f"{by_task[one.task].path}, {one.path}",
+                    fix="name one of them",
+                )
+            by_task[one.task] = one
+        sides.append(by_task)
+    tasks = [task for task in sides[0] if task in sides[1]]
+    notes = [
+        f"{', '.join(left)} only in the {which}: left out"
+        for which, (a, b) in (("first", sides), ("second", sides[::-1]))
+        if (left := [task for task in a if task not in b])
+    ]
+    if not tasks:
+        why = f"{', '.join(sides[0])} and {', '.join(sides[1])}"
+        raise errors.SgqlmError(
+            "the two have no task in common", where=f"{first}, {second}", why=why,
+            fix="give reports of the same benchmark", code=errors.DATA,
+        )  # fmt: skip
+    return [(sides[0][task], sides[1][task]) for task in tasks], notes
+
+
+def _report_body(found: Mapping[str, Any], known: Sequence, drawer: pictures.Pictures) -> list[str]:
+    header, rows, notes = summary.cells(found["table"])
+    notes = notes + found["table"]["notes"]
+    notes += [f"{name}: {why}" for name, why in found["table"]["absent"].items()]
+    titles = [f"{part['task']}: {part['name']}" for part in found["reports"]]
+    ours = len(found["table"]["measured"])
+    body = [eval_report.links(titles), eval_report.scores(header, rows, notes, ours=ours)]
+    for at, (part, items) in enumerate(zip(found["reports"], known, strict=True)):
+        charts = [
+            pages.card(
+                f"{family['title']}, {part['unit']}",
+                eval_report.chart(family["rows"], highest=family["highest"]),
+            )
+            for family in part["families"]
+        ]
+        lines = [summary.headline(part), *summary.facts(part)]
+        lines.append(f"{part['count']:,} questions, from {part['file']}")
+        body.append(eval_report.section(at, titles[at], lines, charts))
+        wrong = part["wrong"]
+        cards = [
+            eval_report.item(
+                one, _picture(drawer, items, one), [("given", one.get("given"), one["score"])]
+            )
+            for one in wrong["shown"]
+        ]
+        kinds = sorted({kind for one in wrong["shown"] for kind in one.get("kinds", ())})
+        title = f"{wrong['count']:,} questions are not fully right; {len(cards)} of them"
+        title += f" ({wrong['absent']})" if wrong["absent"] else ""
+        body.append(eval_report.browser(title, cards, kinds))
+    return body
+
+
+def _compared_body(
+    found: Mapping[str, Any], known: Sequence, drawer: pictures.Pictures, args: argparse.Namespace
+) -> list[str]:
+    body = [eval_report.scores(*summary.comparison_cells(found), summary.comparison_notes(found))]
+    for at, (part, items) in enumerate(zip(found["tasks"], known, strict=True)):
+        names = [part[which]["name"] for which in ("first", "second")]
+        body.append(eval_report.section(at, part["task"], part["notes"], ()))
+        for way in ("better", "worse"):
+            shown = part["changed"][way][: args.wrong]
+            cards = [
+                eval_report.item(
+                    one,
+                    _picture(drawer, items, one),
+                    [
+                        (names[0], one.get("given"), one["score"]),
+                        (names[1], one["second_given"], one["second_score"]),
+                    ],
+                )
+                for one in shown
+            ]
+            kinds = sorted({kind for one in shown for kind in one.get("kinds", ())})
+            title = f"{part[way]:,} questions are {way} in {names[1]}; {len(cards)} of them"
+            body.append(eval_report.browser(title, cards, kinds))
+    return body
+
+
+def _picture(drawer: pictures.Pictures, items: comparing.Items, one: Mapping[str, Any]):
+    return drawer.draw(items[one["id"]]) if one["id"] in items else (None, "")
+
+
+def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    table = [header, *rows]
+    widths = [max(len(row[at]) for row in table) for at in range(len(header))]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
+
+
+def _write(folder: pathlib.Path, stem: str, found: Mapping, document: str, text: str) -> None:
+    print(report.write(folder / f"{stem}.json", found))
+    print(pages.write(folder / f"{stem}.md", text))
+    print(pages.write(folder / f"{stem}.html", document))

@@ -1,0 +1,464 @@
+"""Run a model on a benchmark: answers in LLaVA's layout, the submission, and the figures."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sgqlm import errors
+from sgqlm import model as model_lib
+from sgqlm.data import graphs, images, records
+from sgqlm.decode import inputs
+from sgqlm.evals import answers, joining, questions, report, scored, scoring, submissions, tables
+from sgqlm.evals import tasks as tasks_lib
+
+PROGRESS, ANSWERS, ASKED, REPORT = (
+    "progress.jsonl", "answers.jsonl", "questions.jsonl", "report.json",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the answers depend on, beside the model and the files.
+
+    Attributes:
+        checkpoint: of the model, as a path.
+        model_id: name of the model in the answers.
+        template: of the conversation, with its own system text; `trained` for both of the model.
+        max_new_tokens: of every task; 0 for those of LLaVA's programs.
+    """
+
+    checkpoint: str
+    model_id: str
+    template: str = "vicuna_v1"
+    max_new_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One benchmark with all it needs.
+
+    Attributes:
+        place: its files.
+        questions: all of them.
+        chosen: positions of those to ask.
+        entities: of the images; None for none.
+    """
+
+    place: tasks_lib.Place
+    questions: Sequence[questions.Question]
+    chosen: Sequence[int]
+    entities: "Entities | None" = None
+
+
+class Entities:
+    """Entities of the images of a benchmark, by the names of the images.
+
+    Args:
+        folder: the store; or a folder with one of the name of the benchmark.
+        job: whose images it must have.
+
+    Raises:
+        SgqlmError: an image that is there has no row.
+    """
+
+    def __init__(self, folder: pathlib.Path, job: Job):
+        """Find the row of every image."""
+        own = folder / job.place.task.name
+        self.store = records.EntityStore(own if (own / records.MANIFEST).is_file() else folder)
+        known = {key: row for row, key in enumerate(self.store.keys())}
+        self._rows: dict[str, int] = {}
+        missing = []
+        for question in (job.questions[at] for at in job.chosen):
+            names = _keys(job.place, question)
+            row = next((known[name] for name in names if name in known), None)
+            if row is not None:
+                self._rows[question.image] = row
+            elif question.image and (question.data or job.place.image(question).is_file()):
+                missing.append(question.image)
+        if missing := list(dict.fromkeys(missing)):
+            raise errors.SgqlmError(
+                f"the entity store lacks {len(missing)} images of {job.place.task.name}",
+                where=str(self.store.folder),
+                why=f"for instance {missing[0]}",
+                fix="run `sgqlm entities extract --images=FOLDER` on the images of the benchmark"
+                + ("; --unpack=FOLDER writes those of MMBench" if job.place.task.is_rolled else ""),
+                code=errors.DATA,
+            )
+
+    def get(self, question: questions.Question) -> graphs.Entities | None:
+        """Return the entities of the image of a question; None where the extraction failed."""
+        row = self._rows.get(question.image)
+        if row is None or self.store.status(row).startswith("error"):
+            return None
+        return self.store[row]
+
+
+def _keys(place: tasks_lib.Place, question: questions.Question) -> list[str]:
+    """Return what a store may call an image: extracted from its folder, or one above that."""
+    if not question.image:
+        return []
+    path = place.image(question)
+    above = [folder for folder in (place.folder, place.root) if folder in path.parents]
+    return [question.image, *(path.relative_to(folder).as_posix() for folder in above)]
+
+
+def prepare(place: tasks_lib.Place, *, limit: int = 0) -> Job:
+    """Read the questions of a benchmark and look for their images.
+
+    Raises:
+        SgqlmError: the questions cannot be read, or none of the images is there.
+    """
+    found = tasks_lib.read(place)
+    job = Job(place, found, tasks_lib.limited(place.task, found, limit))
+    seen = [found[at] for at in job.chosen if found[at].image and found[at].data is None]
+    if seen and not any(place.image(question).is_file() for question in seen):
+        raise errors.SgqlmError(
+            f"none of the images of {place.task.name} is there",
+            where=str(place.image(seen[0])),
+            why=f"looked in {', '.join(place.task.images)} of {place.folder}",
+            fix=f"put them there, see data/{place.task.name}/README.md",
+            code=errors.DATA,
+        )
+    return job
+
+
+def with_entities(job: Job, folder: pathlib.Path) -> Job:
+    """Return the job with the entities of its images; see `Entities`."""
+    return dataclasses.replace(job, entities=Entities(folder, job))
+
+
+def unpack(job: Job, folder: pathlib.Path) -> int:
+    """Write the pictures that a question file holds to a folder; return their number."""
+    found = {q.image: q.data for q in job.questions if q.data}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in found.items():
+        (folder / name).write_bytes(data)
+    return len(found)
+
+
+def with_template(
+    model: model_lib.VisionLanguageModel, template: str
+) -> model_lib.VisionLanguageModel:
+    """Return the model as the papers ask it: another conversation format, the same weights."""
+    if template == "trained":
+        return model
+    text = dataclasses.replace(model.config.text, template=template, system=None)
+    settings = dataclasses.replace(model.config, text=text)
+    return model_lib.VisionLanguageModel.from_parts(settings, model.params, model.tokenizer)
+
+
+def header(model: model_lib.VisionLanguageModel, job: Job, settings: Settings) -> dict[str, Any]:
+    """Return all that the answers depend on; answers to anything else are not mixed with them."""
+    store, text = job.entities, model.config.text
+    return {
+        "task": job.place.task.name,
+        "format": 1,
+        "checkpoint": settings.checkpoint,
+        "model_id": settings.model_id,
+        "questions": questions.digest(job.questions),
+        "entities": _digest(store.store.manifest) if store else "none",
+        "template": text.template,
+        "system": text.system,
+        "max_new_tokens": _room(job, settings),
+        "image_fit": model.config.model.image_fit,
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _room(job: Job, settings: Settings) -> int:
+    return settings.max_new_tokens or job.place.task.max_new_tokens
+
+
+def check_room(model: model_lib.VisionLanguageModel, job: Job, settings: Settings) -> None:
+    """Refuse a model that can hold no question with as many new tokens.
+
+    Raises:
+        SgqlmError: it cannot.
+    """
+    config, room = model.config.model, _room(job, settings)
+    if config.num_image_tokens + room >= config.llm.max_positions:
+        raise errors.SgqlmError(
+            f"the model has {config.llm.max_positions} positions, too few for "
+            f"{config.num_image_tokens} image tokens and {room} new ones",
+            where=job.place.task.name,
+            fix="give a smaller --max-new-tokens",
+        )
+
+
+def run(
+    model: model_lib.VisionLanguageModel,
+    job: Job,
+    settings: Settings,
+    out: answers.AnswerFile,
+    *,
+    batch_size: int = 16,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Answer the chosen questions greedily, where `out` has no answer yet.
+
+    Answers are appended batch by batch, the longest questions first. A question whose image cannot
+    be read, or that the model cannot hold, gets an empty answer with `metadata.error`.
+
+    Args:
+        model: the model, see `with_template`.
+        job: what to ask.
+        settings: see the class.
+        out: receives one line a question; its header is that of `header`.
+        batch_size: questions that run at once; the answers do not depend on it.
+        progress: told how many of the chosen questions have an answer.
+    """
+    todo = [at for at in job.chosen if str(at) not in out.done]
+    todo.sort(key=lambda at: -len(job.questions[at].text))
+    done = len(job.chosen) - len(todo)
+    for batch, rows in _ahead(
+        job, [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
+    ):
+        texts = _respond(model, rows, _room(job, settings), batch_size)
+        out.extend(
+            [
+                _line(at, job.questions[at], said, settings.model_id)
+                for at, said in zip(batch, texts, strict=True)
+            ]
+        )
+        done += len(batch)
+        progress(done)
+
+
+def forget_errors(path: pathlib.Path) -> None:
+    """Take answers with an error out of a file of `run`, so that they are asked again."""
+    if path.is_file():
+        head, lines = answers.read(path)
+        kept = [line for line in lines if not line["metadata"].get("error")]
+        _write_lines(path, [head, *kept])
+
+
+def collect(job: Job, folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Write the answers of `PROGRESS` to `ANSWERS`, in the order of the questions.
+
+    Args:
+        job: what was asked.
+        folder: of this benchmark's results.
+
+    Returns:
+        The answers.
+    """
+    found = {line.pop("key"): line for line in answers.read(folder / PROGRESS)[1]}
+    ordered = [found[str(at)] for at in job.chosen]
+    _write_lines(folder / ANSWERS, ordered)
+    return ordered
+
+
+def _ahead(job: Job, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], list]]:
+    """Yield batches with their rows; the next is read while the model works on one."""
+
+    def load(batch: Sequence[int]) -> list[inputs.Row | str]:
+        return [_row(job, job.questions[at]) for at in batch]
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(load, batches[0]) if batches else None
+        for number, batch in enumerate(batches, 1):
+            rows = coming.result() if coming else []
+            coming = pool.submit(load, batches[number]) if number < len(batches) else None
+            yield batch, rows
+
+
+def _row(job: Job, question: questions.Question) -> inputs.Row | str:
+    """Return what the model sees, or why it cannot."""
+    try:
+        image, found = None, None
+        if question.image:
+            source = job.place.image(question) if question.data is None else question.data
+            image = images.open_image(source, where=question.image)
+            found = job.entities.get(question) if job.entities else None
+        return inputs.Row([inputs.human(question.text)], image, found)
+    except errors.SgqlmError as error:
+        return " ".join(str(error).split())
+
+
+def _respond(model, rows: Sequence[inputs.Row | str], room: int, size: int) -> list[tuple]:
+    """Return (text, error) of every row; one that the model refuses does not stop the others."""
+    out: list[tuple[str, str]] = [("", row if isinstance(row, str) else "") for row in rows]
+    good = [at for at, row in enumerate(rows) if not isinstance(row, str)]
+    try:
+        chosen = [rows[at] for at in good]
+        found = model.respond(chosen, max_new_tokens=room, batch_size=size) if good else []
+        texts = [(text, "") for text in found]
+    except errors.SgqlmError as error:
+        if error.code not in (errors.USAGE, errors.DATA):
+            raise
+        if len(good) > 1:
+            texts = [_respond(model, [rows[at]], room, size)[0] for at in good]
+        else:
+            texts = [("", " ".join(str(error).split()))]
+    for at, text in zip(good, texts, strict=True):
+        out[at] = text
+    return out
+
+
+def _line(at: int, question: questions.Question, said: tuple, model_id: str) -> dict[str, Any]:
+    text, error = said
+    about = json.dumps([model_id, at, str(question.id), text]).encode()
+    return {
+        "key": str(at),
+        "question_id": question.id,
+        "prompt": question.prompt,
+        "text": text,
+        "answer_id": hashlib.sha256(about).hexdigest()[:22],
+        "model_id": model_id,
+        "metadata": {"error": error} if error else {},
+        **question.more,
+    }
+
+
+def _write_lines(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+@dataclasses.dataclass
+class Result:
+    """What a benchmark gave: its files, its figures, and what a reader has to know."""
+
+    task: str
+    answers: list[dict[str, Any]]
+    score: scored.Scored | None = None
+    submission: pathlib.Path | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    annotations: Sequence[pathlib.Path] = ()
+
+    @property
+    def failed(self) -> list[str]:
+        """Return why questions have no answer, one line each."""
+        told = [(line["question_id"], line["metadata"].get("error")) for line in self.answers]
+        return [f"{number}: {why}" for number, why in told if why]
+
+    def lines(self) -> list[str]:
+        """Return the result as lines of a terminal."""
+        out = self.score.lines() if self.score else [f"{self.task}: {len(self.answers)} answers"]
+        if self.failed:
+            out.append(f"{len(self.failed)} questions have an error, and an empty answer:")
+            out += [f"  {line}" for line in self.failed[: joining.SHOWN]]
+        return out + self.notes
+
+
+def finish(job: Job, found: list[dict[str, Any]], folder: pathlib.Path) -> Result:
+    """Write the submission and the figures of answers that `run` gave.
+
+    Args:
+        job: what was asked.
+        found: the answers.
+        folder: of this benchmark's results.
+
+    Returns:
+        What there is; notes say what there is not, and why.
+    """
+    task = job.place.task
+    done = Result(task.name, found, annotations=job.place.annotations)
+    is_whole = len(job.chosen) == len(job.questions)
+    if task.submission and is_whole:
+        done.submission = _submit(job, folder, done.notes)
+    elif task.submission:
+        done.notes.append("no submission is written for a part of the questions (--limit)")
+    if task.name in ("mmvet", "llava_wild"):
+        done.notes.append("not scored: it needs a judge")
+    elif not job.place.annotations:
+        why = " and ".join(task.annotations) or "the answers"
+        done.notes.append(f"not scored: the annotations ({why}) are not there")
+    else:
+        try:
+            done.score = _score(job, folder / ANSWERS, is_whole=is_whole)
+        except errors.SgqlmError as error:
+            done.notes.append("not scored: " + " ".join(str(error).split()))
+    return done
+
+
+def write_report(done: Result, about: Mapping[str, Any], path: pathlib.Path) -> pathlib.Path:
+    """Write a result as json, with the settings of the answers."""
+    about_score = {
+        "answers": [ANSWERS],
+        "annotations": [str(file) for file in done.annotations],
+        "sha256": {ANSWERS: records.file_digest(path.with_name(ANSWERS))},
+    }
+    return report.write(
+        path,
+        {
+            "task": done.task,
+            "answers": len(done.answers),
+            "failed": done.failed,
+            "submission": str(done.submission) if done.submission else None,
+            "notes": done.notes,
+            "settings": dict(about),
+            "score": {**done.score.report(), **about_score} if done.score else None,
+        },
+    )
+
+
+def _submit(job: Job, folder: pathlib.Path, notes: list[str]) -> pathlib.Path:
+    task, suffix = job.place.task, job.place.task.submission
+    asked = job.place.all_questions or folder / ASKED
+    if task.is_rolled:
+        asked = job.place.files[0]
+        if not importlib.util.find_spec("openpyxl"):
+            suffix = ".tsv"
+            notes.append(
+                "the sheet is a .tsv; for .xlsx: pip install 'sgqlm[submit]', the same command"
+            )
+    elif asked.name == ASKED:
+        _write_lines(
+            asked,
+            [{"question_id": q.id, "image": q.image, "text": q.text} for q in job.questions],
+        )
+    if task.all_questions and job.place.all_questions is None:
+        notes.append(f"the server wants all ids: put {task.all_questions[0]} beside the questions")
+    path = folder / f"submission{suffix}"
+    submissions.write(task.name, folder / ANSWERS, path, asked)
+    return path
+
+
+def _score(job: Job, path: pathlib.Path, *, is_whole: bool) -> scored.Scored:
+    files = job.place.annotations
+    if is_whole:
+        return scoring.score(job.place.task.name, [path], files)
+    labels = {job.questions[at].label for at in job.chosen}
+    with tempfile.TemporaryDirectory() as folder:
+        cut = [_cut(job.place.task, file, labels, pathlib.Path(folder)) for file in files]
+        return scoring.score(job.place.task.name, [path], [file for file in cut if file])
+
+
+def _cut(
+    task: tasks_lib.Task, path: pathlib.Path, labels: set[str], folder: pathlib.Path
+) -> pathlib.Path | None:
+    """Write the part of annotations that these questions have; return None where it is empty."""
+    value: Any = tables.load(path)
+
+    def part(found: list) -> list:
+        return [
+            item
+            for item in found
+            if (task.label(item, path) if isinstance(item, dict) else str(item)) in labels
+        ]
+
+    if isinstance(value, list):
+        value = part(value)
+    elif any(isinstance(value.get(name), list) for name in ("questions", "annotations", "data")):
+        names = ("questions", "annotations", "data")
+        value = {k: part(v) if k in names else v for k, v in value.items()}
+    elif all(isinstance(item, list) for item in value.values()):  # ScienceQA's splits
+        value = {k: part(v) for k, v in value.items()}
+    else:
+        value = {k: v for k, v in value.items() if k in labels}
+    out = folder / f"{path.stem}.json"
+    out.write_text(json.dumps(value), encoding="utf-8")
+    return out if value else None

@@ -1,0 +1,427 @@
+"""What a reader sees of scored answers: scores beside published ones, as json and markdown."""
+
+import collections
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sgqlm.evals import comparing, published, statistics
+from sgqlm.evals.metrics import mmbench
+
+REPORT, COMPARISON = "sgqlm eval report", "sgqlm eval comparison"
+_DIMENSIONS, _CATEGORIES = "dimensions", "categories"
+
+
+def build(
+    reports: Sequence[comparing.Report],
+    known: Sequence[tuple[comparing.Items, str]],
+    *,
+    wrong: int = 40,
+) -> dict[str, Any]:
+    """Put reports together.
+
+    Args:
+        reports: what was measured.
+        known: `comparing.items_of` each of them.
+        wrong: wrong answers of each report that are spelled out.
+
+    Returns:
+        Json values: `kind`; `reports`, with scores as they are shown (per cent, points of MME),
+        intervals, `families` of figures, notes and wrong answers; `table`, of the measured beside
+        the published scores.
+    """
+    parts = [_part(r, *items, wrong) for r, items in zip(reports, known, strict=True)]
+    return {"kind": REPORT, "reports": parts, "table": table(parts)}
+
+
+def _part(report: comparing.Report, items: comparing.Items, absent: str, wrong: int) -> dict:
+    found, reason = comparing.interval(report, items)
+    failed = [key for key, score in report.items.items() if score < 1]
+    shown = min(wrong, len(failed))
+    chosen = [failed[len(failed) * at // shown] for at in range(shown)]  # of all parts of the file
+    return {
+        "name": report.name,
+        "task": report.task,
+        "file": str(report.path),
+        "metric": report.metric,
+        "unit": "points" if report.task == "mme" else "%",
+        "score": _scaled(report, report.score),
+        "interval": _interval(report, found),
+        "no_interval": reason,
+        "count": len(report.items),
+        "images": len(set((comparing.images_of(report, items) or {}).values())) or None,
+        "judge": report.judge,
+        "caveats": report.caveats,
+        "notes": list(report.notes),
+        "faults": {kind: count for kind, count in report.faults.items() if count},
+        "families": [_family(report, items, *f) for f in families(report.task, report.figures)],
+        "wrong": {
+            "count": len(failed),
+            "absent": absent,
+            "shown": [answer(report, items, key) for key in chosen],
+        },
+    }
+
+
+def answer(report: comparing.Report, items: comparing.Items, key: str) -> dict[str, Any]:
+    """Return an item as json values; of one that no file tells, only id and score."""
+    if key not in items:
+        return {"id": key, "score": report.items[key]}
+    item = items[key]
+    told = {"question": item.question, "wanted": item.wanted, "given": item.given}
+    return {"id": key, "score": report.items[key], **told, "image": item.image, "kinds": item.kinds}
+
+
+def families(task: str, figures: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return the figures below the headline in groups that are charted together."""
+    names = list(figures)[1:]
+    if task == "pope":
+        groups = _grouped(names, lambda name: name.rpartition(" ")[0])
+    elif task in ("mmbench", "mmbench_cn"):
+        groups = _grouped(
+            names,
+            lambda name: (
+                "answers"
+                if name == "single"
+                else _DIMENSIONS
+                if name in mmbench.DIMENSIONS
+                else _CATEGORIES
+            ),
+        )
+    elif task in ("vqav2", "vizwiz"):
+        kinds = ("yes/no", "number", "other", "unanswerable", "unsuitable")
+        groups = _grouped(names, lambda n: "answer types" if n in kinds else "question types")
+    elif task == "gqa":
+        groups = _grouped(names, lambda n: n.split(" ")[0] if " " in n else "question types")
+    elif task == "mme":
+        groups = _grouped(names, lambda name: "sum" if name == "cognition" else _CATEGORIES)
+    else:
+        groups = {"parts": names}
+    return [(title, found) for title, found in groups.items() if found]
+
+
+def _grouped(names: Iterable[str], key) -> dict[str, list[str]]:
+    out = collections.defaultdict(list)
+    for name in names:
+        out[key(name)].append(name)
+    return out
+
+
+def _family(report: comparing.Report, items: comparing.Items, title: str, names) -> dict:
+    rows = []
+    for name in names:
+        value, count = report.figures[name]
+        found = comparing.figure_interval(report, items, name)
+        rows.append(
+            {
+                "name": name.removeprefix(f"{title} "),
+                "value": _scaled(report, value),
+                "interval": _interval(report, found),
+                "count": count if count is not None else found and found.count,
+            }
+        )
+    highest = {"sum": 800, _CATEGORIES: 200}[title] if report.task == "mme" else 100
+    return {"title": title, "highest": highest, "rows": rows}
+
+
+def _scaled(report: comparing.Report, value: float | None) -> float | None:
+    return None if value is None else report.scale * value
+
+
+def _interval(report: comparing.Report, found: statistics.Interval | None) -> dict | None:
+    if found is None:
+        return None
+    low, high = report.scale * found.low, report.scale * found.high
+    return {"low": low, "high": high, "level": found.level}
+
+
+def table(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return measured and published scores of the benchmarks that were measured.
+
+    Published scores of which no source is known are left out; models without any are named.
+
+    Args:
+        parts: the `reports` of `build`.
+
+    Returns:
+        `benchmarks`; `measured` and `published`: rows with `name` and `cells` by benchmark;
+        `absent`: model -> why it has no row; `notes`.
+    """
+    tasks = list(dict.fromkeys(part["task"] for part in parts))
+    order = [b for b in published.BENCHMARKS if b in tasks]
+    order += [task for task in tasks if task not in order]
+    rows: dict[str, dict] = {}
+    for part in parts:
+        cell = {name: part[name] for name in ("score", "interval", "caveats", "judge")}
+        rows.setdefault(part["name"], {})[part["task"]] = cell
+    known = []
+    for model in published.models():
+        cells = {
+            benchmark: {
+                "score": value.score,
+                "source": value.source,
+                "certainty": published.CERTAINTY[value.certainty],
+                "is_own": value.certainty == published.OWN,
+                "note": value.note,
+            }
+            for benchmark, value in published.known(model).items()
+            if benchmark in order
+        }
+        if cells:
+            known.append({"name": model, "cells": cells})
+    hidden = sorted({value.model for value in published.UNVERIFIED})
+    why = "its scores could not be verified in a source"
+    absent = published.ABSENT | dict.fromkeys(hidden, why)
+    return {
+        "benchmarks": order,
+        "measured": [{"name": name, "cells": cells} for name, cells in rows.items()],
+        "published": known,
+        "absent": absent,
+        "notes": list(published.NOTES),
+    }
+
+
+def number(value: float | None, *, digits: int = 1) -> str:
+    """Return a score as text, a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return a table of `table` as text.
+
+    Returns:
+        The header, the rows, and the footnotes, whose numbers stand in brackets in the cells.
+    """
+    notes: dict[str, int] = {}
+
+    def mark(text: str) -> str:
+        return f" [{notes.setdefault(text, len(notes) + 1)}]" if text else ""
+
+    rows = []
+    for row in found["measured"]:
+        line = [row["name"]]
+        for benchmark in found["benchmarks"]:
+            cell = row["cells"].get(benchmark)
+            text = number(cell and cell["score"])
+            if cell and cell["interval"]:
+                text += (
+                    f" ({number(cell['interval']['low'])} to {number(cell['interval']['high'])})"
+                )
+            caveats = list(cell["caveats"]) if cell else []
+            caveats += [f"judged by {cell['judge']}"] if cell and cell["judge"] else []
+            line.append(text + mark("; ".join(caveats)))
+        rows.append([*line, "measured here"])
+    for row in found["published"]:
+        line, sources = [row["name"]], []
+        for benchmark in found["benchmarks"]:
+            cell = row["cells"].get(benchmark)
+            line.append(number(cell and cell["score"]) + (mark(_told(cell)) if cell else ""))
+            sources += [cell["source"]] if cell and cell["is_own"] else []
+        rows.append([*line, ", ".join(dict.fromkeys(sources)) or "see notes"])
+    listed = [f"[{at}] {text}" for text, at in notes.items()]
+    return ["model", *found["benchmarks"], "source"], rows, listed
+
+
+def _told(cell: Mapping[str, Any]) -> str:
+    third = "" if cell["is_own"] else f"{cell['certainty']}, not by its authors"
+    return "; ".join(filter(None, (third, cell["note"])))
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """Return what `build` returns as a document."""
+    header, rows, notes = cells(found["table"])
+    lines = ["# Evaluation", "", *_table(header, rows), ""]
+    lines += [f"- {_plain(note)}" for note in (*notes, *found["table"]["notes"])]
+    lines += [f"- {name}: {why}" for name, why in found["table"]["absent"].items()]
+    for part in found["reports"]:
+        lines += ["", f"## {part['task']}: {_plain(part['name'])}", "", *_about(part)]
+        for family in part["families"]:
+            rows = [
+                [row["name"], number(row["value"], digits=2), _range(row["interval"]), row["count"]]
+                for row in family["rows"]
+            ]
+            head = [family["title"], part["unit"], "interval", "questions"]
+            lines += ["", *_table(head, rows)]
+        lines += ["", *_wrong(part["wrong"])]
+    return "\n".join(lines) + "\n"
+
+
+def headline(part: Mapping[str, Any]) -> str:
+    """Return the headline figure of a report in words."""
+    text = f"{part['metric']} {number(part['score'], digits=2)}"
+    text += " %" if part["unit"] == "%" and part["score"] is not None else ""
+    if not (found := part["interval"]):
+        return f"{text} (no interval: {part['no_interval']})"
+    cluster = f", clustered by {part['images']:,} images" if part["images"] else ""
+    level = f"{100 * found['level']:.0f} %"
+    return f"{text}, {level} interval {_range(found)} (bootstrap over questions{cluster})"
+
+
+def facts(part: Mapping[str, Any]) -> list[str]:
+    """Return judge, notes and faults of a report as sentences."""
+    out = [f"judge: {part['judge']}"] if part["judge"] else []
+    out += part["notes"]
+    return out + [f"{count} {kind} ids" for kind, count in part["faults"].items()]
+
+
+def _about(part: Mapping[str, Any]) -> list[str]:
+    lines = [headline(part), f"{part['count']:,} questions, from {part['file']}", *facts(part)]
+    return [f"- {_plain(line)}" for line in lines]
+
+
+def _wrong(found: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{found['count']:,} questions are not fully right; {len(found['shown'])} of them:",
+        "",
+    ]
+    if found["absent"]:
+        lines[0] += f" ({_plain(found['absent'])})"
+    rows = [
+        [
+            item["id"],
+            item["question"],
+            item["wanted"],
+            "–" if item["given"] is None else item["given"],
+        ]
+        for item in found["shown"]
+        if "question" in item
+    ]
+    return lines + _table(["id", "question", "wanted", "given"], rows) if rows else lines[:1]
+
+
+def _range(found: Mapping[str, Any] | None, digits: int = 2) -> str:
+    if not found:
+        return "–"
+    return f"{number(found['low'], digits=digits)} to {number(found['high'], digits=digits)}"
+
+
+def _table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [
+        "| " + " | ".join(_plain("–" if c is None else c) for c in line) + " |" for line in lines
+    ]
+
+
+def _plain(text: object) -> str:
+    """Return text in one line that markdown does not read as a table, link or tag."""
+    out = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\|*_`\[\]])", r"\\\1", out)
+
+
+def compared(
+    found: Sequence[comparing.Compared],
+    known: Sequence[Sequence[comparing.Items]],
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return comparisons as json values; `changed` has every question that changed.
+
+    Args:
+        found: of `comparing.adjusted`.
+        known: the items of both reports of each.
+        notes: on the whole comparison.
+    """
+    tasks = [_compared(one, items) for one, items in zip(found, known, strict=True)]
+    return {"kind": COMPARISON, "tasks": tasks, "notes": list(notes)}
+
+
+def _compared(one: comparing.Compared, known: Sequence[comparing.Items]) -> dict[str, Any]:
+    first, second, items = one.first, one.second, one.items
+
+    def rows(keys: Sequence[str]) -> list[dict]:
+        out = []
+        for key in keys:
+            row, other = answer(first, known[0], key), answer(second, known[1], key)
+            row |= {"second_score": other["score"], "second_given": other.get("given")}
+            out.append(row)
+        return out
+
+    change = None
+    if first.score is not None and second.score is not None:
+        change = first.scale * (second.score - first.score)
+    return {
+        "task": first.task,
+        "metric": first.metric,
+        "unit": "points" if first.task == "mme" else "%",
+        "first": {
+            "name": first.name,
+            "file": str(first.path),
+            "score": _scaled(first, first.score),
+        },
+        "second": {
+            "name": second.name,
+            "file": str(second.path),
+            "score": _scaled(second, second.score),
+        },
+        "difference": change,
+        "interval": _interval(first, one.headline),
+        "count": items.interval.count,
+        "item_difference": items.interval.value,
+        "test": items.test,
+        "p_value": items.p_value,
+        "p_adjusted": one.p_adjusted,
+        "better": items.wins,
+        "worse": items.losses,
+        "same": items.interval.count - items.wins - items.losses,
+        "notes": one.notes,
+        "changed": {"better": rows(one.better), "worse": rows(one.worse)},
+    }
+
+
+def comparison_cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of a comparison as text."""
+    header = ["task", "first", "second", "difference", "95 % interval", "p", "p (Holm)"]
+    header += ["better", "worse", "same", "test"]
+    rows = [
+        [
+            part["task"],
+            number(part["first"]["score"], digits=2),
+            number(part["second"]["score"], digits=2),
+            "–" if part["difference"] is None else f"{part['difference']:+.2f}",
+            _range(part["interval"]),
+            _p(part["p_value"]),
+            _p(part["p_adjusted"]),
+            str(part["better"]),
+            str(part["worse"]),
+            str(part["same"]),
+            part["test"],
+        ]
+        for part in found["tasks"]
+    ]
+    return header, rows
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def comparison_notes(found: Mapping[str, Any]) -> list[str]:
+    """Return what has to be known to read a comparison, as sentences."""
+    names = dict.fromkeys(f"{t['first']['name']} and {t['second']['name']}" for t in found["tasks"])
+    out = [f"first and second: {', '.join(names)}; differences are second minus first"]
+    out.append("p tests whether the questions' scores differ; Holm: over all tasks of this table")
+    out += [f"{part['task']}: {note}" for part in found["tasks"] for note in part["notes"]]
+    return out + list(found["notes"])
+
+
+def comparison_markdown(found: Mapping[str, Any], *, most: int = 40) -> str:
+    """Return what `compared` returns as a document, with `most` changes each way."""
+    lines = ["# Comparison", "", *_table(*comparison_cells(found)), ""]
+    lines += [f"- {_plain(note)}" for note in comparison_notes(found)]
+    for part in found["tasks"]:
+        for way in ("better", "worse"):
+            rows = [
+                [
+                    *(item.get(name) or "" for name in ("id", "question", "wanted", "given")),
+                    item["second_given"] or "",
+                ]
+                for item in part["changed"][way][:most]
+            ]
+            title = f"## {part['task']}: {part[way]} {way} in the second"
+            lines += [
+                "",
+                title,
+                "",
+                *(_table(["id", "question", "wanted", "first", "second"], rows)),
+            ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,304 @@
+"""The benchmarks: where their official files lie, how they are asked, sent and scored.
+
+Files and folders have the names of LLaVA's playground/data/eval.
+"""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sgqlm import errors
+from sgqlm.evals import joining, questions, tables
+
+Label = Callable[[Mapping[str, Any], pathlib.Path], str]
+Read = Callable[[Sequence[pathlib.Path]], questions.Found]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One benchmark.
+
+    Attributes:
+        name: of `--tasks`.
+        folders: names of its folder.
+        files: question files, the first that is there counts; several for `coco_pope_*`.
+        images: folders of the images below that of the benchmark.
+        read: question files -> the records with their questions.
+        max_new_tokens: of LLaVA's program for this benchmark.
+        annotations: files that together score the answers; empty where a server or a judge does.
+        all_questions: file with all ids that the server wants, where it is not the question file.
+        submission: end of the name of the file for the server; empty where there is none.
+        label: name of the annotation of a record, of questions and annotations alike.
+        may_repeat: whether an id may stand twice.
+        is_rolled: whether items stand several times, with rolled options.
+        is_scored_by_questions: whether the question file has the answers too.
+    """
+
+    name: str
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+    images: tuple[str, ...]
+    read: Read
+    max_new_tokens: int = 128
+    annotations: tuple[str, ...] = ()
+    all_questions: tuple[str, ...] = ()
+    submission: str = ""
+    label: Label = questions.id_label
+    may_repeat: bool = False
+    is_rolled: bool = False
+    is_scored_by_questions: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The files of one benchmark on this machine.
+
+    Attributes:
+        task: the benchmark.
+        root: the folder that was given.
+        folder: that of the benchmark.
+        files: the question files.
+        annotations: files for scoring; empty where they are not all there.
+        all_questions: see `Task`; None where it is not there.
+    """
+
+    task: Task
+    root: pathlib.Path
+    folder: pathlib.Path
+    files: tuple[pathlib.Path, ...]
+    annotations: tuple[pathlib.Path, ...] = ()
+    all_questions: pathlib.Path | None = None
+
+    def image(self, question: questions.Question) -> pathlib.Path:
+        """Return where a picture lies, or would lie."""
+        places = [self.folder / name / question.image for name in self.task.images]
+        return next((path for path in places if path.is_file()), places[0])
+
+
+def get(name: str) -> Task:
+    """Return a benchmark by name.
+
+    Raises:
+        SgqlmError: there is none of that name.
+    """
+    if name not in TASKS:
+        raise errors.SgqlmError(
+            f"there is no benchmark {name!r}", where="--tasks", fix="known: " + ", ".join(TASKS)
+        )
+    return TASKS[name]
+
+
+def locate(task: Task, root: pathlib.Path, files: Sequence[pathlib.Path] = ()) -> Place:
+    """Find the files of a benchmark.
+
+    Args:
+        task: the benchmark.
+        root: folder of all benchmarks, or of this one.
+        files: question files, where those of the table are not meant.
+
+    Raises:
+        SgqlmError: there is no question file, or it is not clear which one is meant.
+    """
+    folders = [root / name for name in task.folders if (root / name).is_dir()]
+    if files:
+        return _place(task, root, (folders or [root])[0], tuple(files))
+    places = [(folder, ("", "*/")) for folder in folders] + [(root, ("",))]
+    for folder, depths in places:
+        for pattern in task.files:
+            found = _glob(folder, pattern, depths)
+            if len(found) > 1 and task.name != "pope":
+                raise errors.SgqlmError(
+                    f"several files can be the questions of {task.name}",
+                    where=str(folder),
+                    why=", ".join(path.name for path in found),
+                    fix="name one with --questions",
+                )
+            if found:
+                return _place(task, root, folder, found)
+    raise errors.SgqlmError(
+        f"the questions of {task.name} are not there",
+        where=str(root),
+        why=f"looked for {' or '.join(task.files)} in {' or '.join(task.folders)}",
+        fix=f"get them as data/{task.name}/README.md says, and give their folder with --root",
+        code=errors.DATA,
+    )
+
+
+def _glob(folder: pathlib.Path, pattern: str, depths=("", "*/", "data/*/")) -> tuple:
+    for depth in depths:
+        if found := sorted(folder.glob(depth + pattern)):
+            return tuple(found)
+    return ()
+
+
+def _place(task: Task, root, folder: pathlib.Path, files: tuple[pathlib.Path, ...]) -> Place:
+    is_val = any("val" in path.name for path in files)
+    wanted = task.annotations
+    if task.name in ("vqav2", "vizwiz") and not is_val:
+        wanted = ()  # the answers of test splits are with the servers
+    found = [_glob(folder, pattern) for pattern in wanted]
+    annotations = [path for part in found for path in part] if all(found) else []
+    if task.is_scored_by_questions:
+        annotations = list(files)
+    if annotations and task.name == "pope":  # LLaVA's file says which category an id is of
+        annotations += [path for path in files if path not in annotations]
+    whole = [path for pattern in task.all_questions for path in _glob(folder, pattern)]
+    return Place(
+        task, root, folder, files, tuple(annotations), whole[0] if whole and not is_val else None
+    )
+
+
+def read(place: Place) -> list[questions.Question]:
+    """Return the questions of a benchmark in the order of its file.
+
+    Raises:
+        SgqlmError: a file is damaged or of another kind, or an id stands twice.
+    """
+    task, path = place.task, place.files[0]
+    try:
+        found = [
+            dataclasses.replace(question, label=task.label(record, path))
+            for record, question in task.read(place.files)
+        ]
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise tables.damaged(
+            path, f"a record is of another kind: {type(error).__name__} {error}"
+        ) from error
+    counts = collections.Counter(str(question.id) for question in found)
+    again = [key for key, count in counts.items() if count > 1]
+    if again and not task.may_repeat:
+        raise tables.damaged(path, f"ids stand twice: {joining.shown(again)}")
+    if not found:
+        raise tables.damaged(path, "it has no questions")
+    return found
+
+
+def limited(task: Task, asked: Sequence[questions.Question], limit: int) -> list[int]:
+    """Return the positions of the first questions; of MMBench, of the first items, all rolls."""
+    keys = [int(q.id) % questions.ROLL if task.is_rolled else at for at, q in enumerate(asked)]
+    chosen = set(list(dict.fromkeys(keys))[: limit or None])
+    return [at for at, key in enumerate(keys) if key in chosen]
+
+
+_HERE = ("images", ".")
+_COCO_POPE = "coco_pope_*.json"
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "vqav2",
+            ("vqav2",),
+            (
+                "llava_vqav2_mscoco_test-dev2015.jsonl",
+                "*vqav2_mscoco_test-dev2015.jsonl",
+                "v2_OpenEnded_mscoco_test-dev2015_questions.json",
+                "v2_OpenEnded_mscoco_val2014_questions.json",
+            ),
+            ("test2015", "val2014", *_HERE),
+            questions.vqav2,
+            annotations=("v2_mscoco_val2014_annotations.json",),
+            all_questions=(
+                "llava_vqav2_mscoco_test2015.jsonl",
+                "v2_OpenEnded_mscoco_test2015_questions.json",
+            ),
+            submission=".json",
+        ),
+        Task(
+            "gqa",
+            ("gqa",),
+            ("llava_gqa_testdev_balanced.jsonl", "testdev_balanced_questions.json"),
+            ("data/images", *_HERE),
+            questions.gqa,
+            annotations=("testdev_balanced_questions.json",),
+            submission=".json",
+        ),
+        Task(
+            "vizwiz",
+            ("vizwiz",),
+            ("llava_test.jsonl", "test.json", "val.json"),
+            ("test", "val", *_HERE),
+            questions.vizwiz,
+            annotations=("val.json",),
+            submission=".json",
+            label=questions.image_label,
+        ),
+        Task(
+            "scienceqa",
+            ("scienceqa",),
+            ("llava_test_CQM-A.json", "problems.json"),
+            ("images/test", "test", *_HERE),
+            questions.scienceqa,
+            max_new_tokens=1024,
+            annotations=("problems.json", "pid_splits.json"),
+        ),
+        Task(
+            "textvqa",
+            ("textvqa",),
+            ("llava_textvqa_val_v051_ocr.jsonl", "TextVQA_0.5.1_val.json"),
+            ("train_images", "val_images", *_HERE),
+            questions.textvqa,
+            annotations=("TextVQA_0.5.1_val.json",),
+            label=questions.textvqa_label,
+            may_repeat=True,  # LLaVA's ids are those of the images
+        ),
+        Task(
+            "pope",
+            ("pope",),
+            ("llava_pope_test.jsonl", _COCO_POPE),
+            ("val2014", *_HERE),
+            questions.pope_categories,
+            annotations=(_COCO_POPE,),
+            label=questions.pope_label,
+        ),
+        Task(
+            "mmbench",
+            ("mmbench",),
+            ("mmbench_dev_20230712.tsv", "mmbench_dev_2*.tsv", "MMBench_DEV_EN*.tsv"),
+            _HERE,
+            questions.mmbench(questions.LETTER),
+            max_new_tokens=1024,
+            is_rolled=True,
+            is_scored_by_questions=True,
+            submission=".xlsx",
+        ),
+        Task(
+            "mmbench_cn",
+            ("mmbench_cn", "mmbench"),
+            ("mmbench_dev_cn_20231003.tsv", "mmbench_dev_cn_*.tsv", "MMBench_DEV_CN*.tsv"),
+            _HERE,
+            questions.mmbench(questions.LETTER_CN),
+            max_new_tokens=1024,
+            is_rolled=True,
+            is_scored_by_questions=True,
+            submission=".xlsx",
+        ),
+        Task(
+            "mmvet",
+            ("mm-vet", "mmvet"),
+            ("llava-mm-vet.jsonl", "mm-vet.json"),
+            _HERE,
+            questions.mmvet,
+            max_new_tokens=1024,
+            submission=".json",
+        ),
+        Task(
+            "llava_wild",
+            ("llava-bench-in-the-wild", "llava_wild"),
+            ("questions.jsonl",),
+            _HERE,
+            questions.llava_wild,
+            max_new_tokens=1024,
+        ),
+        Task(
+            "seed",
+            ("seed_bench", "seed"),
+            ("llava-seed-bench.jsonl", "SEED-Bench.json"),
+            (".", "images"),
+            questions.seed,
+            annotations=("SEED-Bench.json",),
+            submission=".jsonl",
+        ),
+    )
+}

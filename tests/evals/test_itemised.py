@@ -1,0 +1,118 @@
+"""Every id of a score has its question, answers and image."""
+
+import base64
+import json
+
+import pytest
+
+from sgqlm.evals import itemised, scoring
+from tests import paths
+from tests.evals import reports
+
+
+def both(task, answers, annotations=()):
+    done = scoring.score(task, answers, annotations)
+    return done, itemised.read(task, answers, annotations)
+
+
+def test_gqa(tmp_path):
+    official = json.loads(paths.fixture("llava/gqa_sample.json").read_text())
+    truth, said = tmp_path / "q.json", tmp_path / "a.json"
+    truth.write_text(json.dumps(official["questions"]))
+    said.write_text(json.dumps(official["converted"]))
+    done, items = both("gqa", [said], [truth])
+    assert set(done.items) <= set(items)
+    for key, score in done.items.items():
+        item = items[key]
+        assert score == float(item.given == item.wanted) and item.image and item.question
+        assert len(item.kinds) == 3 and set(item.kinds) <= {figure for figure, *_ in done.rows}
+
+
+def test_seed_and_scienceqa(tmp_path):
+    official = json.loads(paths.fixture("llava/seed.json").read_text())
+    truth, said = tmp_path / "SEED-Bench.json", tmp_path / "a.json"
+    truth.write_text(json.dumps(official["annotation"]))
+    said.write_text(json.dumps(official["answers"]))
+    done, items = both("seed", [said], [truth])
+    assert set(items) == set(done.items)
+    assert all(done.items[k] == float(i.given == i.wanted) for k, i in items.items())
+    official = json.loads(paths.fixture("llava/scienceqa.json").read_text())
+    for name in ("problems", "pid_splits", "answers"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(official[name]))
+    files = [tmp_path / "problems.json", tmp_path / "pid_splits.json"]
+    done, items = both("scienceqa", [tmp_path / "answers.json"], files)
+    assert set(done.items) <= set(items) and items["121"].given is None
+    pictured = [done.items[key] for key in done.items if "IMG accuracy" in items[key].kinds]
+    assert sum(pictured) / len(pictured) == pytest.approx(done.score)
+    folder = itemised.read("scienceqa", [tmp_path / "answers.json"], [tmp_path])
+    assert folder == items
+
+
+def test_people_answer_vqa_textvqa_and_vizwiz(tmp_path):
+    votes = [{"answer": text} for text in ["blue"] * 8 + ["navy", "sky"]]
+    truth, said = tmp_path / "t.json", tmp_path / "a.jsonl"
+    known = {"question_id": 7, "image_id": 42, "answer_type": "other", "answers": votes}
+    asked = {"question_id": 7, "image_id": 42, "question": "What colour?"}
+    truth.write_text(json.dumps({"annotations": [known]}))
+    questions = tmp_path / "q.json"
+    questions.write_text(json.dumps({"questions": [asked]}))
+    reports.lines(said, [{"question_id": 7, "text": "Blue"}])
+    done, items = both("vqav2", [said], [truth, questions])
+    assert done.items == {"7": 1} and items["7"].wanted == "blue (8), navy, sky"
+    assert items["7"].question == "What colour?" and items["7"].image == "42"
+    truth.write_text(
+        json.dumps([{"image": f"V_{n}.jpg", "question": "What?", "answers": votes} for n in (1, 2)])
+    )
+    reports.lines(said, [{"image": f"V_{n}.jpg", "answer": "red"} for n in (1, 2)])
+    done, items = both("vizwiz", [said], [truth])
+    assert done.items == {"V_1.jpg": 0, "V_2.jpg": 0} and items["V_1.jpg"].given == "red"
+    known = {"image_id": "x", "question_id": 1, "question": "What is it?", "answers": ["a"] * 10}
+    truth.write_text(json.dumps({"data": [known]}))
+    reports.lines(said, [{"question_id": "x", "prompt": "what is it?\nAnswer", "text": "b"}])
+    done, items = both("textvqa", [said], [truth])
+    assert set(done.items) <= set(items)
+    item = items[next(iter(done.items))]
+    assert item.given == "b" and item.wanted == "a (10)" and item.image == "x"
+
+
+def test_mmbench_has_all_rolls_and_the_image(tmp_path):
+    pixels = base64.b64encode(b"any").decode()
+    head = "index\tquestion\tA\tB\tanswer\tprediction\tcategory\timage\n"
+    rows = [
+        f"1\tWhich?\tcat\tdog\tA\tA\tc\t{pixels}",
+        f"1000001\tWhich?\tdog\tcat\tB\tA\tc\t{pixels}",
+    ]
+    sheet = tmp_path / "s.tsv"
+    sheet.write_text(head + "\n".join(rows) + "\n")
+    done, items = both("mmbench", [sheet])
+    assert done.items == {"1": 0} and items["1"].given == "A | A" and items["1"].pixels == b"any"
+    assert "rotated: A, B" in items["1"].wanted and "B. dog" in items["1"].question
+    answers = reports.lines(tmp_path / "a.jsonl", [{"question_id": 1, "text": "A"}])
+    items = itemised.read("mmbench", [answers], [sheet])
+    assert items["1"].given == "A | no answer"
+
+
+def test_mme_in_both_layouts(tmp_path):
+    truth = tmp_path / "count.txt"
+    truth.write_text("1.jpg\tIs it 1? Please answer yes or no.\tYes\n1.jpg\tIs it 2?\tNo\n")
+    prompts = ("Is it 1?\nAnswer the question using a single word or phrase.", "Is it 2?")
+    said = [
+        {"question_id": "count/1.jpg", "prompt": prompt, "text": text}
+        for prompt, text in zip(prompts, ("Yes", "Yes"), strict=True)
+    ]
+    done, items = both("mme", [reports.lines(tmp_path / "a.jsonl", said)], [truth])
+    assert set(done.items) == set(items) and sorted(i.given for i in items.values()) == ["Yes"] * 2
+    truth.write_text("1.jpg\tIs it 1?\tYes\tyes\n1.jpg\tIs it 2?\tNo\tyes\n")
+    done, items = both("mme", [truth])
+    assert {key: item.given for key, item in items.items()} == dict.fromkeys(done.items, "yes")
+
+
+def test_samples_with_their_own_truth():
+    for task, name in (
+        ("pope", "pope/full_random.tsv"),
+        ("scienceqa", "scienceqa/full_llava-v1.5-13b.tsv"),
+        ("seed", "seed_bench/full_gpt4v.tsv.gz"),
+    ):
+        done, items = both(task, [paths.shared(f"samples/{name}")])
+        assert set(items) == set(done.items) and items[next(iter(items))].wanted
+    assert itemised.read("mmvet", [], []) == {}

@@ -1,0 +1,62 @@
+"""Thumbnails are found by the names of benchmarks."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgqlm import errors
+from sgqlm.data import graphs, records
+from sgqlm.evals import itemised, pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("COCO_val2014_000000000042.jpg", "val2014/COCO_val2014_000000000042.jpg"),
+        ("42", "val2014/COCO_val2014_000000000042.jpg"),
+        ("n16", "gqa/n16.jpg"),
+        ("7/image.png", "sqa/7/image.png"),
+        ("deep/other/sqa/8/image.png", "sqa/8/image.png"),
+        ("image.png", None),
+        ("n17", None),
+    ],
+)
+def test_names(name, path):
+    paths = ["val2014/COCO_val2014_000000000042.jpg", "gqa/n16.jpg"]
+    paths += ["sqa/7/image.png", "sqa/8/image.png"]
+    assert pictures.Names(paths).find(name) == path
+
+
+def test_a_name_with_dots_is_no_suffix():
+    assert pictures.Names(["a/v1.2.jpg"]).find("v1.2") == "a/v1.2.jpg"
+
+
+def test_entities_are_drawn(tmp_path):
+    image = Image.fromarray(np.full((40, 60, 3), 120, np.uint8))
+    (tmp_path / "images").mkdir()
+    image.save(tmp_path / "images" / "one.png")
+    (tmp_path / "images" / "bad.png").write_bytes(b"no image")
+    mask = np.zeros((40, 60), bool)
+    mask[5:30, 5:40] = True
+    found = graphs.Entities(
+        np.array([mask]), np.array([[5, 5, 40, 30]], np.float32), ["cup"],
+        np.ones(1, np.float32), (40, 60),
+    )  # fmt: skip
+    records.write_entities(tmp_path / "store", [("one.png", found)], about={})
+    plain = pictures.Pictures(tmp_path / "images", None)
+    drawn = pictures.Pictures(tmp_path / "images", tmp_path / "store")
+    item = itemised.Item(image="one.png")
+    before, words = plain.draw(item)
+    after, told = drawn.draw(item)
+    assert words == "image one.png" and told == "image one.png; 1 entity"
+    assert before.size == after.size and np.asarray(before).tolist() != np.asarray(after).tolist()
+    assert plain.draw(itemised.Item(image="none"))[0] is None
+    assert plain.draw(itemised.Item(image="bad"))[0] is None
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    inside = pictures.Pictures(None, None).draw(itemised.Item(image="x", pixels=buffer.getvalue()))
+    assert inside[0].size[0] == pictures.SIDE
+    with pytest.raises(errors.SgqlmError, match="no such folder"):
+        pictures.Pictures(tmp_path / "none", None)

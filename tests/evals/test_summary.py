@@ -1,0 +1,89 @@
+"""Scores beside published ones, and the documents made of them."""
+
+import json
+
+from sgqlm.evals import comparing, published, summary
+from tests.evals import reports
+
+WRONG = "nynynynynyyn"
+
+
+def build(path, **options):
+    found, _ = comparing.find([path])
+    return summary.build(found, [comparing.items_of(one) for one in found], **options)
+
+
+def test_the_table_shows_only_what_has_a_source(tmp_path):
+    reports.pope(tmp_path / "mine", WRONG, judge="gpt-x")
+    done = build(tmp_path)
+    header, rows, notes = summary.cells(done["table"])
+    assert header == ["model", "pope", "source"] and rows[0][0] == "mine"
+    assert rows[0][1].startswith("83.3 (") and rows[0][1].endswith("[1]")
+    assert notes[0] == "[1] over 12 of 8,910 questions; judged by gpt-x"
+    by_name = {row[0]: row for row in rows}
+    assert by_name["LLaVA-1.5-7B"][1:] == ["85.9", "model zoo of LLaVA"]
+    assert by_name["ShareGPT4V-7B"][2] == "see notes" and "somebody else" in " ".join(notes)
+    shown = json.dumps(done["table"]["published"])
+    for value in published.UNVERIFIED:
+        assert value.model not in by_name and f'"{value.model}"' not in shown
+        assert value.model in done["table"]["absent"]
+    assert "LLaVA-SG-7B" in done["table"]["absent"]
+
+
+def test_wrong_answers_and_families(tmp_path):
+    reports.pope(tmp_path / "mine", WRONG)
+    part = build(tmp_path)["reports"][0]
+    assert part["images"] == 4 and part["count"] == 12 and part["wrong"]["count"] == 2
+    first = part["wrong"]["shown"][0]
+    assert (first["id"], first["wanted"], first["given"]) == ("random/11", "no", "Yes")
+    assert [family["title"] for family in part["families"]] == ["random"]
+    names = {row["name"]: row for row in part["families"][0]["rows"]}
+    assert names["f1"]["interval"]["low"] <= names["f1"]["value"] and names["recall"]["count"] == 12
+    assert [item["id"] for item in build(tmp_path, wrong=1)["reports"][0]["wrong"]["shown"]] == [
+        "random/11"
+    ]
+    assert build(tmp_path, wrong=0)["reports"][0]["wrong"]["shown"] == []
+
+
+def test_families_of_each_benchmark():
+    def titles(task, names):
+        return [title for title, _ in summary.families(task, dict.fromkeys(["headline", *names]))]
+
+    assert titles("gqa", ["binary", "structural choose"]) == ["question types", "structural"]
+    assert titles("mmbench", ["single", "CP", "ocr"]) == ["answers", "dimensions", "categories"]
+    assert titles("vqav2", ["yes/no", "what is"]) == ["answer types", "question types"]
+    assert titles("mme", ["cognition", "OCR"]) == ["sum", "categories"]
+    assert titles("seed", []) == [] and titles("seed", ["image"]) == ["parts"]
+
+
+def test_markdown_is_not_broken_by_questions(tmp_path):
+    reports.pope(tmp_path / "mine", WRONG)
+    text = summary.markdown(build(tmp_path))
+    line = next(line for line in text.splitlines() if line.startswith("| random/11"))
+    assert r"a 10 \| &lt;b&gt; in" in line and line.replace(r"\|", "").count("|") == 5
+    assert "mean F1 83.33 %, 95 % interval" in text and "clustered by 4 images" in text
+
+
+def test_comparison(tmp_path):
+    pair = [
+        comparing.read(reports.pope(tmp_path / n, s)) for n, s in (("a", WRONG), ("b", "ny" * 6))
+    ]
+    known = [comparing.items_of(one)[0] for one in pair]
+    done = comparing.adjusted([comparing.compare(*pair, items=tuple(known))])
+    found = summary.compared(done, [known], ["seed only in the first: left out"])
+    part = found["tasks"][0]
+    assert (part["better"], part["worse"], part["same"]) == (2, 0, 10)
+    assert [item["second_given"] for item in part["changed"]["better"]] == ["No", "Yes"]
+    assert part["difference"] == 100 * (pair[1].score - pair[0].score)
+    row = dict(
+        zip(
+            *[
+                values[0] if n else values
+                for n, values in enumerate(summary.comparison_cells(found))
+            ],
+            strict=True,
+        )
+    )
+    assert row["difference"] == "+16.67" and row["better"] == "2" and row["test"].startswith("sign")
+    text = summary.comparison_markdown(found)
+    assert "left out" in text and "| random/11 |" in text and "## pope: 0 worse" in text

@@ -1,0 +1,93 @@
+"""Charts and cards of an evaluation, and the page in a browser."""
+
+import html
+import re
+import subprocess
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgqlm.viz import eval_report
+
+ROWS = [
+    {"name": "a name that is much longer than there is room for", "value": 50.0, "count": 9,
+     "interval": {"low": 25.0, "high": 75.0}},
+    {"name": "<b>", "value": None, "count": None, "interval": None},
+]  # fmt: skip
+
+
+def test_bars_have_the_length_of_their_value():
+    root = xml.etree.ElementTree.fromstring(eval_report.chart(ROWS))
+    bars = [
+        e.get("width") for e in root.iter() if e.tag.endswith("rect") and "accent" in e.get("style")
+    ]
+    whiskers = [e.get("d") for e in root.iter() if e.tag.endswith("path")]
+    texts = [e.text for e in root.iter() if e.tag.endswith("text")]
+    assert bars == ["170.0"] and whiskers == ["M85.0 22v8M85.0 26H255.0M255.0 22v8"]
+    assert texts[0].endswith("…") and texts[1] == "50.0 (25.0 to 75.0), n = 9" and texts[3] == "–"
+
+
+def cards():
+    image = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+    found = {"id": "1" * 80, "question": "q " + "x" * 90, "wanted": "<i>", "kinds": ['a"b']}
+    yield eval_report.item(found, (image, "image"), [("given", None, 0.0), ("b", "", 1.0)])
+    yield eval_report.item({"id": "2"}, (None, ""), [("given", None, 0.3)])
+
+
+def test_cards_escape_and_tell_what_is_not_known():
+    first, second = cards()
+    assert "&lt;i&gt;" in first and "no answer" in first and "(empty)" in first
+    assert "data:image/" in first and 'data-kinds="[&quot;a\\&quot;b&quot;]"' in first
+    assert "not known" in second and "score 0.30" in second and "<img" not in second
+    assert eval_report.browser("nothing is wrong", [], []) == eval_report.pages.note(
+        "nothing is wrong"
+    )
+
+
+def page():
+    table = eval_report.scores(
+        ["model", *"abcdefgh"], [["m" * 30, *["71.0 (1.0 to 2.0) [1]"] * 8]], ["n" * 99], ours=1
+    )
+    chart = eval_report.pages.card("c", eval_report.chart(ROWS))
+    body = [
+        eval_report.links(["x" * 70, "y"]),
+        table,
+        eval_report.section(0, "t" * 90, ["l", "m" * 99], [chart]),
+    ]
+    return eval_report.page(
+        "Evaluation", [*body, eval_report.browser("wrong", list(cards()), ['a"b'])]
+    )
+
+
+def test_the_page_loads_nothing():
+    assert not re.search(r'(src|href)="(?!data:|#)', page()) and "@import" not in page()
+    assert "prefers-color-scheme: dark" in page() and "(1.0 to 2.0)" in page()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_overflows(width, tmp_path):
+    opened = html.escape(page().replace("<details>", "<details open>"))
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(
+        f'<body><iframe width="{width}" height="900" srcdoc="{opened}"></iframe><pre id="o"></pre>'
+        "<script>document.querySelector('iframe').onload = function () {"
+        "var d = this.contentDocument, w = d.defaultView, s = d.querySelector('input');"
+        "s.value = 'not known'; s.dispatchEvent(new w.Event('input'));"
+        "document.getElementById('o').textContent = [d.documentElement.scrollWidth - w.innerWidth,"
+        "d.querySelector('.told').textContent].join('|'); };</script></body>",
+        "utf-8",
+    )
+    done = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1400,1000", "--virtual-time-budget=20000", "--dump-dom",
+            wrapper.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=150, check=True,
+    )  # fmt: skip
+    found = re.search(r'<pre id="o">(.*?)</pre>', done.stdout)
+    assert found and found[1] == "0|1 of 2 shown"
