@@ -68,6 +68,7 @@ def test_folder_is_asked_about_measured_and_resumed(ask, photos, tmp_path, capsy
     assert len(lines(tmp_path)) == 3
 
 
+@pytest.mark.slow
 def test_order_and_rest_of_the_folder_change_no_question(ask, photos, tmp_path):
     assert ask("--entities=none") == errors.OK
     both = lines(tmp_path)
@@ -87,6 +88,7 @@ def test_broken_pictures_are_left_out_and_told(ask, photos, tmp_path, capsys):
     assert list(json.loads((tmp_path / "r.json").read_text())["failed"]) == ["a.png"]
 
 
+@pytest.mark.slow
 def test_questions_are_scored_by_clip(ask, tmp_path, capsys):
     assert ask("--entities=none", f"--clip={clip_folder.make()}") == errors.OK
     assert "CLIPScore" in capsys.readouterr().out

@@ -25,6 +25,7 @@ def run(*words):
     return main.main(["eval", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_the_task_is_measured_resumed_and_scored_again(place, capsys, tmp_path):
     words = [f"--checkpoint={place / 'run'}", f"--data={place / 'built'}", "--tasks=relations"]
     words += ["--pairs=annotated", f"--out={tmp_path}", "--config.eval.batch_size=2"]

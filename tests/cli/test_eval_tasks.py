@@ -83,6 +83,7 @@ def test_official_files_of_every_kind(trained, ours, tmp_path, capsys):
     assert told(out, "pope")["settings"]["max_new_tokens"] == 4
 
 
+@pytest.mark.slow
 def test_genuine_files_with_the_papers_template(trained, genuine, tmp_path, capsys):
     root, out = genuine, tmp_path / "out"
     names = "gqa,vizwiz,scienceqa,textvqa,pope,mmvet,vqav2"
@@ -131,6 +132,7 @@ def test_the_batch_changes_no_text_and_a_stopped_run_goes_on(
     assert "max_new_tokens: 4, now 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_part_is_scored_alone_and_continued(trained, ours, genuine, tmp_path, capsys):
     names = "gqa,textvqa,pope,scienceqa"
     assert run(trained, genuine, names, tmp_path, *PAPERS, "--limit=3") == errors.OK
@@ -173,6 +175,7 @@ def test_entities_come_from_a_store_by_the_image(trained, ours, tmp_path, capsys
     assert (pictures / "1.jpg").read_bytes() == files.picture(1)
 
 
+@pytest.mark.slow
 def test_errors_are_noted_and_asked_again_on_request(trained, ours, tmp_path, capsys):
     root = files.copy(ours, tmp_path / "root")
     path = root / "llava-bench-in-the-wild" / "images" / "001.jpg"

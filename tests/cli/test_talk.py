@@ -67,6 +67,7 @@ def test_chat_reads_a_pipe_and_survives_errors(folder, capsys, monkeypatch, tmp_
     assert not seen.out.startswith(">")
 
 
+@pytest.mark.slow
 def test_eval_prints_and_writes_every_arm(folder, capsys, tmp_path):
     out = tmp_path / "eval.json"
     small = ["--config.eval.num_scenes=2", "--config.eval.max_new_tokens=2"]

@@ -185,6 +185,7 @@ def equal_greedy(python, greedy, major):
     assert found["one"].tolist() == ours[:1]
 
 
+@pytest.mark.slow
 def test_greedy_answers_equal_alone_and_padded_on_the_left(greedy):
     equal_greedy(other_python.having("transformers"), greedy, "5.")
 
@@ -262,6 +263,7 @@ def test_bfloat16_is_kept_and_made(tiny, tmp_path):
         assert found.leaves[path].load().tobytes() == expected.tobytes()
 
 
+@pytest.mark.slow
 def test_merging_is_what_the_adapters_did(tiny, tmp_path):
     model = dataclasses.replace(tiny.config.model, region_words=0)
     plain = random_model(dataclasses.replace(tiny.config, model=model), tiny.tokenizer)

@@ -121,6 +121,7 @@ def test_another_scale_of_adapters_fails(released, part):
     assert found == {"logits": part != "llm_lora", "features": part != "vision_lora"}
 
 
+@pytest.mark.slow
 def test_the_gate_stops_an_import(llava):
     with llava.open() as found:
         MISTAKES["bias dropped"](found)

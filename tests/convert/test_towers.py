@@ -56,7 +56,7 @@ def folders(tmp_path_factory):
         }
 
 
-@pytest.mark.parametrize("clip", ["clip", "whole"])
+@pytest.mark.parametrize("clip", ["clip", pytest.param("whole", marks=pytest.mark.slow)])
 def test_both_towers_equal_transformers(folders, clip):
     with hf.open_towers(folders[clip], folders["llama"]) as found:
         importing.add_projector(found, seed=0)
@@ -85,6 +85,7 @@ def test_either_tower_may_come_first(folders, tmp_path, capsys):
     assert main.main(["import", "clip", str(folders["clip"]), "--out", "x", "--llama", "y"]) == 4
 
 
+@pytest.mark.slow
 def test_a_llava_of_its_authors_takes_its_tower_from_elsewhere(folders, tmp_path):
     llama = safe_numpy.load_file(folders["llama"] / "model.safetensors")
     rng = np.random.default_rng(0)

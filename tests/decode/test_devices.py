@@ -23,12 +23,14 @@ def found():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_eight_devices_write_what_one_writes(found):
     whole, single = found["one"]
     assert len(set(whole)) > 1
     assert found["many"] == [whole, single]
 
 
+@pytest.mark.slow
 def test_eight_devices_score_as_one_does(found):
     one, many = (found["scores"][name] for name in ("one", "many"))
     assert len({tuple(row) for row in one[0]}) == len(one[0]) == 4
@@ -38,17 +40,20 @@ def test_eight_devices_score_as_one_does(found):
         )
 
 
+@pytest.mark.slow
 def test_weights_are_divided_over_tensor_only(found):
     (rows, columns), part = found["kernel"]
     assert part == [rows, columns // 2]
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_onto_a_mesh(found):
     rows, columns = found["kernel"][0]
     assert found["loaded"] == [found["layers"], rows, columns // 2]
     assert found["same"]
 
 
+@pytest.mark.slow
 def test_no_weight_is_gathered_for_a_token(found):
     (rows, columns), _ = found["kernel"]
     assert set(found["decode"]) == {"all-reduce"}

@@ -32,6 +32,7 @@ def run(photos, out, notes, deaths):
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
+@pytest.mark.slow
 def test_two_actors_of_which_one_dies_write_what_one_process_writes(photos, tmp_path):
     local, ray = tmp_path / "local", tmp_path / "ray"
     extract.run(drawn.Counting(), inputs.from_folder(photos), local, shard_size=25)

@@ -85,6 +85,7 @@ def test_what_was_wrong_is_told(source):
     assert "wanted 'red'" in lines[3] and len(lines) == 2 + 2 * memorised.SHOWN
 
 
+@pytest.mark.slow
 def test_one_image_cannot_be_swapped_and_a_prompt_too_long_counts_as_wrong(tmp_path):
     Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
     turns = [{"from": "human", "value": "<image>\nWhat"}, {"from": "gpt", "value": "that"}]

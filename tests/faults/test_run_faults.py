@@ -89,6 +89,7 @@ def fill(folder):
             return
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up(plan, whole, small_disk, tmp_path):
     folder = small_disk / "run"
     words = ("--config.train.keep=2", "--config.train.save_every=10")

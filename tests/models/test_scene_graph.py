@@ -34,6 +34,7 @@ def test_jraph_equals_dense(setup):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_both_are_finite_and_equal(setup):
     cfg, params, graph, features = setup
 

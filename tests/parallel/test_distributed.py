@@ -75,6 +75,7 @@ def test_a_bad_variable_is_named(name, value):
     assert caught.value.where == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_stays_alone_gives_up(index):
     done = subprocess.run(

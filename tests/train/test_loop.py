@@ -61,7 +61,9 @@ def stop_after(stage, step):
     return loop.Hooks(on_step=on_step)
 
 
-@pytest.mark.parametrize(("stage", "step"), [("align", 1), ("instruct", 3)])
+@pytest.mark.parametrize(
+    ("stage", "step"), [pytest.param("align", 1, marks=pytest.mark.slow), ("instruct", 3)]
+)
 def test_a_run_that_was_stopped_ends_bit_identical(plan, whole, tmp_path, stage, step):
     with pytest.raises(errors.SgqlmError, match="SIGTERM") as caught:
         loop.run(plan, tmp_path, hooks=stop_after(stage, step))
@@ -114,6 +116,7 @@ def test_data_may_move(plan, whole, tmp_path, capsys):
     assert "instruct: done before" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_taken_for_one_of_other_data(plan, tmp_path):
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
     file = tmp_path / "talks.json"
@@ -130,6 +133,7 @@ def test_a_finished_run_is_not_taken_for_one_of_other_data(plan, tmp_path):
     assert caught.value.code == errors.CHECKPOINT
 
 
+@pytest.mark.slow
 def test_only_what_differs_from_the_base_is_saved(plan, whole, tmp_path):
     base = str(checkpoint.find(whole[0])[-1])
     rows = (micro.stage("more", 1, "llm_lora"),)

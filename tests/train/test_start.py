@@ -107,6 +107,7 @@ def test_differences_name_the_setting():
     assert found == ["config.a.b: 1 -> 2", "config.a.c: [1, 2] -> [1]", "config.e: None -> 0"]
 
 
+@pytest.mark.slow
 def test_a_fresh_run_trains_its_tokenizer_and_sizes_the_model(tmp_path):
     settings = micro.settings(micro.stage("a", 1, "llm"))
     begun = start.begin(settings, tmp_path, toys.mesh(), lambda _: iter(TEXTS))
