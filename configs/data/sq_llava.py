@@ -3,22 +3,8 @@
 `sq_llava_sharegpt4v.py` has the data of the released weights.
 """
 
-import ml_collections
+from configs.data import llava_1_5
 
-from sgqlm import config as config_lib
-from sgqlm.train import stages
-
-STAGES = {
-    "align": (config_lib.SourceConfig(name="llava_pretrain_558k", entities="none"),),
-    "instruct": (config_lib.SourceConfig(name="llava_v1_5_mix665k", entities="none"),),
-}
-
-
-def sources(folder: str) -> dict[str, tuple[config_lib.SourceConfig, ...]]:
-    """Return the sources of each stage; `folder` holds one folder for each data set."""
-    return stages.in_folder(STAGES, folder)
-
-
-def get_config(arg: str = "datasets") -> ml_collections.ConfigDict:
-    """Return a configuration with these stages and their sources alone."""
-    return ml_collections.ConfigDict(config_lib.to_dict(stages.with_data(sources(arg))))
+STAGES = llava_1_5.STAGES
+sources = llava_1_5.sources
+get_config = llava_1_5.get_config

@@ -312,16 +312,8 @@ def _field(line: Mapping, names: Sequence[str], path: pathlib.Path) -> str:
 
 def _alias(path: str | os.PathLike) -> Callable[[str], str]:
     """Return a map of names; unlike predicates, names are changed by the file alone."""
-    table = {}
-    try:
-        rows = pathlib.Path(path).read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "give a text file: `name,alias,alias` a line"
-        raise errors.SgqlmError(
-            "the aliases cannot be read", where=str(path), why=str(error), fix=fix
-        ) from error
-    for row in rows:
-        words = [word for word in map(types.clean, row.split(",")) if word]
+    table: dict[str, str] = {}
+    for words in synonyms.read_lines(path, "the table of aliases"):
         for word in words:
             table.setdefault(word, words[0])
     return lambda name: table.get(name, name)

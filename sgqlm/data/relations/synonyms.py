@@ -124,21 +124,33 @@ def load(path: str | os.PathLike | None) -> Synonyms:
     """
     if path is None:
         return default()
-    try:
-        lines = pathlib.Path(path).read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "give a text file: `canonical,alias,alias` a line"
-        raise errors.SgqlmError(
-            "the table of synonyms cannot be read", where=str(path), why=str(error), fix=fix
-        ) from error
     given: dict[str, str] = {}
-    for line in lines:
-        words = [word for word in map(types.clean, line.split(",")) if word]
+    for words in read_lines(path, "the table of synonyms"):
         for alias in words:
             given.setdefault(alias, words[0])  # of two lines with one alias the first counts
     table = dict(default().table)
     table = {alias: given.get(kept, kept) for alias, kept in table.items()} | given
     return Synonyms({alias: kept for alias, kept in table.items() if alias != kept})
+
+
+def read_lines(path: str | os.PathLike, what: str) -> list[list[str]]:
+    """Return the cleaned words of every line of a table, `canonical,alias,alias` a line.
+
+    Args:
+        path: the file.
+        what: it is, for messages.
+
+    Raises:
+        SgqlmError: the file cannot be read.
+    """
+    try:
+        lines = pathlib.Path(path).read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        fix = "give a text file: `canonical,alias,alias` a line"
+        raise errors.SgqlmError(
+            f"{what} cannot be read", where=str(path), why=str(error), fix=fix
+        ) from error
+    return [[word for word in map(types.clean, line.split(",")) if word] for line in lines]
 
 
 def opposite(predicate: str) -> str:
