@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sgqlm import config, errors
 from sgqlm import model as model_lib
 from sgqlm.cli import common
-from sgqlm.evals import answers, benchmark
+from sgqlm.evals import answers, benchmark, finishing
 from sgqlm.evals import tasks as tasks_lib
 from sgqlm.text import templates
 from sgqlm.train import checkpoint, progress
@@ -178,12 +178,12 @@ def _one(
         with progress.Progress(name, total, done=known) as bar:
             benchmark.run(model, job, chosen, out, batch_size=size, progress=bar.update)
     found = benchmark.collect(job, folder)
-    done = benchmark.finish(job, found, folder)
+    done = finishing.finish(job, found, folder)
     print("\n".join(done.lines()))
     print(folder / benchmark.ANSWERS)
     if done.submission:
         print(done.submission)
-    print(benchmark.write_report(done, about, folder / benchmark.REPORT), flush=True)
+    print(finishing.write_report(done, about, folder / benchmark.REPORT), flush=True)
 
 
 def _resolved(path: str) -> pathlib.Path:

@@ -109,6 +109,14 @@ def iterate(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
         yield value
 
 
+def write(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write a whole file of json lines in place of what is there."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
 def _damaged(path: pathlib.Path, number: int, why: str) -> errors.SgqlmError:
     return errors.SgqlmError(
         "a line of the answers cannot be read",

@@ -3,19 +3,16 @@
 import concurrent.futures
 import dataclasses
 import hashlib
-import importlib.util
 import json
-import os
 import pathlib
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sgqlm import errors
 from sgqlm import model as model_lib
 from sgqlm.data import graphs, images, records
 from sgqlm.decode import inputs
-from sgqlm.evals import answers, joining, questions, report, scored, scoring, submissions, tables
+from sgqlm.evals import answers, questions
 from sgqlm.evals import tasks as tasks_lib
 
 PROGRESS, ANSWERS, ASKED, REPORT = (
@@ -239,7 +236,7 @@ def forget_errors(path: pathlib.Path) -> None:
     if path.is_file():
         head, lines = answers.read(path)
         kept = [line for line in lines if not line["metadata"].get("error")]
-        _write_lines(path, [head, *kept])
+        answers.write(path, [head, *kept])
 
 
 def collect(job: Job, folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -254,7 +251,7 @@ def collect(job: Job, folder: pathlib.Path) -> list[dict[str, Any]]:
     """
     found = {line.pop("key"): line for line in answers.read(folder / PROGRESS)[1]}
     ordered = [found[str(at)] for at in job.chosen]
-    _write_lines(folder / ANSWERS, ordered)
+    answers.write(folder / ANSWERS, ordered)
     return ordered
 
 
@@ -318,147 +315,3 @@ def _line(at: int, question: questions.Question, said: tuple, model_id: str) -> 
         "metadata": {"error": error} if error else {},
         **question.more,
     }
-
-
-def _write_lines(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
-@dataclasses.dataclass
-class Result:
-    """What a benchmark gave: its files, its figures, and what a reader has to know."""
-
-    task: str
-    answers: list[dict[str, Any]]
-    score: scored.Scored | None = None
-    submission: pathlib.Path | None = None
-    notes: list[str] = dataclasses.field(default_factory=list)
-    annotations: Sequence[pathlib.Path] = ()
-
-    @property
-    def failed(self) -> list[str]:
-        """Return why questions have no answer, one line each."""
-        told = [(line["question_id"], line["metadata"].get("error")) for line in self.answers]
-        return [f"{number}: {why}" for number, why in told if why]
-
-    def lines(self) -> list[str]:
-        """Return the result as lines of a terminal."""
-        out = self.score.lines() if self.score else [f"{self.task}: {len(self.answers)} answers"]
-        if self.failed:
-            out.append(f"{len(self.failed)} questions have an error, and an empty answer:")
-            out += [f"  {line}" for line in self.failed[: joining.SHOWN]]
-        return out + self.notes
-
-
-def finish(job: Job, found: list[dict[str, Any]], folder: pathlib.Path) -> Result:
-    """Write the submission and the figures of answers that `run` gave.
-
-    Args:
-        job: what was asked.
-        found: the answers.
-        folder: of this benchmark's results.
-
-    Returns:
-        What there is; notes say what there is not, and why.
-    """
-    task = job.place.task
-    done = Result(task.name, found, annotations=job.place.annotations)
-    is_whole = len(job.chosen) == len(job.questions)
-    if task.submission and is_whole:
-        done.submission = _submit(job, folder, done.notes)
-    elif task.submission:
-        done.notes.append("no submission is written for a part of the questions (--limit)")
-    if task.name in ("mmvet", "llava_wild"):
-        done.notes.append("not scored: it needs a judge")
-    elif not job.place.annotations:
-        why = " and ".join(task.annotations) or "the answers"
-        done.notes.append(f"not scored: the annotations ({why}) are not there")
-    else:
-        try:
-            done.score = _score(job, folder / ANSWERS, is_whole=is_whole)
-        except errors.SgqlmError as error:
-            done.notes.append("not scored: " + " ".join(str(error).split()))
-    return done
-
-
-def write_report(done: Result, about: Mapping[str, Any], path: pathlib.Path) -> pathlib.Path:
-    """Write a result as json, with the settings of the answers."""
-    about_score = {
-        "answers": [ANSWERS],
-        "annotations": [str(file) for file in done.annotations],
-        "sha256": {ANSWERS: records.file_digest(path.with_name(ANSWERS))},
-    }
-    return report.write(
-        path,
-        {
-            "task": done.task,
-            "answers": len(done.answers),
-            "failed": done.failed,
-            "submission": str(done.submission) if done.submission else None,
-            "notes": done.notes,
-            "settings": dict(about),
-            "score": {**done.score.report(), **about_score} if done.score else None,
-        },
-    )
-
-
-def _submit(job: Job, folder: pathlib.Path, notes: list[str]) -> pathlib.Path:
-    task, suffix = job.place.task, job.place.task.submission
-    asked = job.place.all_questions or folder / ASKED
-    if task.is_rolled:
-        asked = job.place.files[0]
-        if not importlib.util.find_spec("openpyxl"):
-            suffix = ".tsv"
-            notes.append(
-                "the sheet is a .tsv; for .xlsx: pip install 'sgqlm[submit]', the same command"
-            )
-    elif asked.name == ASKED:
-        _write_lines(
-            asked,
-            [{"question_id": q.id, "image": q.image, "text": q.text} for q in job.questions],
-        )
-    if task.all_questions and job.place.all_questions is None:
-        notes.append(f"the server wants all ids: put {task.all_questions[0]} beside the questions")
-    path = folder / f"submission{suffix}"
-    submissions.write(task.name, folder / ANSWERS, path, asked)
-    return path
-
-
-def _score(job: Job, path: pathlib.Path, *, is_whole: bool) -> scored.Scored:
-    files = job.place.annotations
-    if is_whole:
-        return scoring.score(job.place.task.name, [path], files)
-    labels = {job.questions[at].label for at in job.chosen}
-    with tempfile.TemporaryDirectory() as folder:
-        cut = [_cut(job.place.task, file, labels, pathlib.Path(folder)) for file in files]
-        return scoring.score(job.place.task.name, [path], [file for file in cut if file])
-
-
-def _cut(
-    task: tasks_lib.Task, path: pathlib.Path, labels: set[str], folder: pathlib.Path
-) -> pathlib.Path | None:
-    """Write the part of annotations that these questions have; return None where it is empty."""
-    value: Any = tables.load(path)
-
-    def part(found: list) -> list:
-        return [
-            item
-            for item in found
-            if (task.label(item, path) if isinstance(item, dict) else str(item)) in labels
-        ]
-
-    if isinstance(value, list):
-        value = part(value)
-    elif any(isinstance(value.get(name), list) for name in ("questions", "annotations", "data")):
-        names = ("questions", "annotations", "data")
-        value = {k: part(v) if k in names else v for k, v in value.items()}
-    elif all(isinstance(item, list) for item in value.values()):  # ScienceQA's splits
-        value = {k: part(v) for k, v in value.items()}
-    else:
-        value = {k: v for k, v in value.items() if k in labels}
-    out = folder / f"{path.stem}.json"
-    out.write_text(json.dumps(value), encoding="utf-8")
-    return out if value else None

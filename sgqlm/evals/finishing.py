@@ -1,0 +1,151 @@
+"""What becomes of the answers to a benchmark: the submission, the figures, the report."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sgqlm import errors
+from sgqlm.data import records
+from sgqlm.evals import answers, benchmark, joining, report, scored, scoring, submissions, tables
+from sgqlm.evals import tasks as tasks_lib
+
+
+@dataclasses.dataclass
+class Result:
+    """What a benchmark gave: its files, its figures, and what a reader has to know."""
+
+    task: str
+    answers: list[dict[str, Any]]
+    score: scored.Scored | None = None
+    submission: pathlib.Path | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    annotations: Sequence[pathlib.Path] = ()
+
+    @property
+    def failed(self) -> list[str]:
+        """Return why questions have no answer, one line each."""
+        told = [(line["question_id"], line["metadata"].get("error")) for line in self.answers]
+        return [f"{number}: {why}" for number, why in told if why]
+
+    def lines(self) -> list[str]:
+        """Return the result as lines of a terminal."""
+        out = self.score.lines() if self.score else [f"{self.task}: {len(self.answers)} answers"]
+        if self.failed:
+            out.append(f"{len(self.failed)} questions have an error, and an empty answer:")
+            out += [f"  {line}" for line in self.failed[: joining.SHOWN]]
+        return out + self.notes
+
+
+def finish(job: benchmark.Job, found: list[dict[str, Any]], folder: pathlib.Path) -> Result:
+    """Write the submission and the figures of answers that `run` gave.
+
+    Args:
+        job: what was asked.
+        found: the answers.
+        folder: of this benchmark's results.
+
+    Returns:
+        What there is; notes say what there is not, and why.
+    """
+    task = job.place.task
+    done = Result(task.name, found, annotations=job.place.annotations)
+    is_whole = len(job.chosen) == len(job.questions)
+    if task.submission and is_whole:
+        done.submission = _submit(job, folder, done.notes)
+    elif task.submission:
+        done.notes.append("no submission is written for a part of the questions (--limit)")
+    if task.name in ("mmvet", "llava_wild"):
+        done.notes.append("not scored: it needs a judge")
+    elif not job.place.annotations:
+        why = " and ".join(task.annotations) or "the answers"
+        done.notes.append(f"not scored: the annotations ({why}) are not there")
+    else:
+        try:
+            done.score = _score(job, folder / benchmark.ANSWERS, is_whole=is_whole)
+        except errors.SgqlmError as error:
+            done.notes.append("not scored: " + " ".join(str(error).split()))
+    return done
+
+
+def write_report(done: Result, about: Mapping[str, Any], path: pathlib.Path) -> pathlib.Path:
+    """Write a result as json, with the settings of the answers."""
+    about_score = {
+        "answers": [benchmark.ANSWERS],
+        "annotations": [str(file) for file in done.annotations],
+        "sha256": {benchmark.ANSWERS: records.file_digest(path.with_name(benchmark.ANSWERS))},
+    }
+    return report.write(
+        path,
+        {
+            "task": done.task,
+            "answers": len(done.answers),
+            "failed": done.failed,
+            "submission": str(done.submission) if done.submission else None,
+            "notes": done.notes,
+            "settings": dict(about),
+            "score": {**done.score.report(), **about_score} if done.score else None,
+        },
+    )
+
+
+def _submit(job: benchmark.Job, folder: pathlib.Path, notes: list[str]) -> pathlib.Path:
+    task, suffix = job.place.task, job.place.task.submission
+    asked = job.place.all_questions or folder / benchmark.ASKED
+    if task.is_rolled:
+        asked = job.place.files[0]
+        if not importlib.util.find_spec("openpyxl"):
+            suffix = ".tsv"
+            notes.append(
+                "the sheet is a .tsv; for .xlsx: pip install 'sgqlm[submit]', the same command"
+            )
+    elif asked.name == benchmark.ASKED:
+        answers.write(
+            asked,
+            [{"question_id": q.id, "image": q.image, "text": q.text} for q in job.questions],
+        )
+    if task.all_questions and job.place.all_questions is None:
+        notes.append(f"the server wants all ids: put {task.all_questions[0]} beside the questions")
+    path = folder / f"submission{suffix}"
+    submissions.write(task.name, folder / benchmark.ANSWERS, path, asked)
+    return path
+
+
+def _score(job: benchmark.Job, path: pathlib.Path, *, is_whole: bool) -> scored.Scored:
+    files = job.place.annotations
+    if is_whole:
+        return scoring.score(job.place.task.name, [path], files)
+    labels = {job.questions[at].label for at in job.chosen}
+    with tempfile.TemporaryDirectory() as folder:
+        cut = [_cut(job.place.task, file, labels, pathlib.Path(folder)) for file in files]
+        return scoring.score(job.place.task.name, [path], [file for file in cut if file])
+
+
+def _cut(
+    task: tasks_lib.Task, path: pathlib.Path, labels: set[str], folder: pathlib.Path
+) -> pathlib.Path | None:
+    """Write the part of annotations that these questions have; return None where it is empty."""
+    value: Any = tables.load(path)
+
+    def part(found: list) -> list:
+        return [
+            item
+            for item in found
+            if (task.label(item, path) if isinstance(item, dict) else str(item)) in labels
+        ]
+
+    if isinstance(value, list):
+        value = part(value)
+    elif any(isinstance(value.get(name), list) for name in ("questions", "annotations", "data")):
+        names = ("questions", "annotations", "data")
+        value = {k: part(v) if k in names else v for k, v in value.items()}
+    elif all(isinstance(item, list) for item in value.values()):  # ScienceQA's splits
+        value = {k: part(v) for k, v in value.items()}
+    else:
+        value = {k: v for k, v in value.items() if k in labels}
+    out = folder / f"{path.stem}.json"
+    out.write_text(json.dumps(value), encoding="utf-8")
+    return out if value else None
