@@ -27,6 +27,7 @@ def done(place, folder, *, limit=0):
 
 def test_a_part_is_scored_against_its_own_annotations_and_not_sent(place, tmp_path):
     part = done(place, tmp_path / "part", limit=2)
+    assert part.score
     assert part.score.report()["count"] == 2 and not part.score.faults.is_mismatch
     assert part.submission is None and "--limit" in part.notes[0]
     whole = done(place, tmp_path / "whole")
