@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
-from sgqlm.evals import joining, tables
+from sgqlm.evals import caption_files, joining, tables
 from sgqlm.evals.metrics import gqa, textvqa
 
 # Columns that LLaVA leaves out of the MMBench sheet; `prediction` is its seventh column.
@@ -30,7 +30,8 @@ def write(
         answers: LLaVA's jsonl.
         out: the file; its end `.xlsx` or `.tsv` chooses the kind of MMBench's sheet.
         questions: all questions of the split: LLaVA's question file or the official one (vqav2,
-            gqa), LLaVA's (vizwiz), SEED-Bench.json, MMBench's tsv. Not needed for gqa and mmvet.
+            gqa), LLaVA's (vizwiz), SEED-Bench.json, MMBench's tsv; of captions also the official
+            file (`caption_files`). Not needed for gqa and mmvet.
 
     Returns:
         Ids without an answer (VQAv2 and MMBench get an empty one), and those that are not asked.
@@ -45,6 +46,8 @@ def write(
         raise errors.SgqlmError(
             f"{task} needs its questions", where="--questions", fix="give the file of the split"
         )
+    elif task in caption_files.TASKS:
+        asked = _images(task, pathlib.Path(questions))
     else:
         asked = _asked(pathlib.Path(questions))
     given = [(answer.key, answer) for answer in tables.answers(answers)]
@@ -76,6 +79,28 @@ def _asked(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     name = "index" if items and "index" in items[0] else "question_id"
     tables.need(items, (name,), path)
     return {str(item[name]): item for item in items}
+
+
+def _images(task: str, path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Return question id -> `image_id` as the benchmark has it."""
+    found = caption_files.read(task, [path])
+    if found.is_pool:
+        raise caption_files.without_split(task, path)
+    if not found.asked:
+        return {str(item.id): {"image_id": item.id} for item in found.items}
+    return {
+        key: {"image_id": caption_files.image_id(task, image, key)}
+        for key, image in found.asked.items()
+    }
+
+
+def _captions(texts: Mapping[str, str], asked: Mapping[str, Mapping], out: pathlib.Path) -> bytes:
+    return _json(
+        [
+            {"image_id": asked[key]["image_id"], "caption": " ".join(text.split())}
+            for key, text in texts.items()
+        ]
+    )
 
 
 def _json(value: Any, indent: int | None = None) -> bytes:
@@ -167,5 +192,6 @@ _FORMS: Mapping[str, Callable[..., bytes]] = {
     "mmbench_cn": _mmbench,
     "seed": _seed,
     "mmvet": _mmvet,
+    **dict.fromkeys(caption_files.TASKS, _captions),
 }
 TASKS = tuple(_FORMS)
