@@ -9,7 +9,7 @@ import threading
 class Service(http.server.BaseHTTPRequestHandler):
     """Answers from a list: text is an answer, a number a status, None no answer in time.
 
-    A pair is a status and its body.
+    A pair is a status and its body. Instead of the list there may be a function of the request.
     """
 
     def do_POST(self):
@@ -17,7 +17,7 @@ class Service(http.server.BaseHTTPRequestHandler):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.asked.append((self.path, body, self.headers.get("Authorization")))
-        answer = server.answers.pop(0)
+        answer = server.answers(body) if callable(server.answers) else server.answers.pop(0)
         if answer is None:
             server.done.wait(5)
             return

@@ -1,6 +1,7 @@
 """A client of chat completion services behind an OpenAI-compatible address.
 
-The key comes from the environment variable OPENAI_API_KEY and appears in no message and no file.
+The key comes from an environment variable, OPENAI_API_KEY unless another is named, and appears in
+no message and no file.
 """
 
 import dataclasses
@@ -50,6 +51,8 @@ class Client:
         timeout: seconds to wait for an answer.
         tries: how often a question is asked that the service did not answer.
         sleep: waits; for tests.
+        key_env: name of the environment variable with the key.
+        on_usage: told what the service says about the tokens of an answer, where it says it.
     """
 
     url: str
@@ -57,6 +60,8 @@ class Client:
     timeout: float = 60.0
     tries: int = 6
     sleep: Callable[[float], None] = time.sleep
+    key_env: str = KEY
+    on_usage: Callable[[Mapping[str, Any]], None] = lambda usage: None
 
     @property
     def name(self) -> str:
@@ -87,18 +92,18 @@ class Client:
             try:
                 return self._request(body)
             except urllib.error.HTTPError as error:
-                why = f"HTTP {error.code} {error.reason}{_details(error)}"
+                why = f"HTTP {error.code} {error.reason}{_details(error, self.key_env)}"
                 error.close()
                 if error.code not in _AGAIN and error.code < 500:
                     break
                 pause = max(pause, _retry_after(error))
             except (OSError, http.client.HTTPException, ValueError) as error:
-                why = f"{type(error).__name__}: {_without_key(str(error))}"
+                why = f"{type(error).__name__}: {_without_key(str(error), self.key_env)}"
         raise errors.SgqlmError(
             "the chat service gives no answer",
             where=self.url.split("?")[0].rsplit("@", 1)[-1],
             why=why,
-            fix=f"start the service, correct the address, the model or {KEY}; "
+            fix=f"start the service, correct the address, the model or {self.key_env}; "
             "what was answered so far is kept",
             code=errors.RESOURCES,
         )
@@ -107,7 +112,7 @@ class Client:
         url = self.url.rstrip("/")
         url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
         headers = {"Content-Type": "application/json"}
-        if key := _key():
+        if key := _key(self.key_env):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         opener = urllib.request.build_opener(_NoRedirects)
@@ -117,10 +122,12 @@ class Client:
             content = value["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"no chat completion: {str(value)[:80]}") from error
+        if isinstance(usage := value.get("usage"), dict):
+            self.on_usage(usage)
         return content if isinstance(content, str) else ""
 
 
-def _details(error: urllib.error.HTTPError) -> str:
+def _details(error: urllib.error.HTTPError, key_env: str) -> str:
     """Return what the service says about a bad request; others may repeat the key, so 400 alone."""
     if error.code != 400:
         return ""
@@ -128,15 +135,15 @@ def _details(error: urllib.error.HTTPError) -> str:
         text = " ".join(error.read(2000).decode(errors="replace").split())
     except (OSError, http.client.HTTPException):
         return ""
-    return f": {_without_key(text)[:300]}" if text else ""
+    return f": {_without_key(text, key_env)[:300]}" if text else ""
 
 
-def _key() -> str:
-    return os.environ.get(KEY, "").strip()
+def _key(name: str) -> str:
+    return os.environ.get(name, "").strip()
 
 
-def _without_key(text: str) -> str:
-    key = _key()
+def _without_key(text: str, key_env: str) -> str:
+    key = _key(key_env)
     for form in (key, repr(key)[1:-1]):  # http.client tells a header it refuses in quotes
         text = text.replace(form, "***") if form else text
     return text

@@ -6,11 +6,15 @@ name of the judge and the hash of the prompt belong in every report.
 """
 
 import collections
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-from typing import Protocol, runtime_checkable
+import threading
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from sgqlm import errors
 from sgqlm.data import chat
@@ -53,17 +57,71 @@ class NoJudge:
         raise NeedsJudge("this answer needs a judge", fix=f"give a judge: {KINDS}")
 
 
+class Service:
+    """A model behind an address; several threads may ask it.
+
+    Args:
+        client: of the service.
+
+    Attributes:
+        tokens: what the service counted so far, of questions and answers; 0 where it does not tell.
+    """
+
+    def __init__(self, client: chat.Client):
+        self._client = dataclasses.replace(client, on_usage=self._count)
+        self._lock = threading.Lock()
+        self.name, self.tokens = client.model, 0
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Return where the model is, without user, password and query of the address."""
+        return {"backend": "http", "host": urllib.parse.urlsplit(self._client.url).hostname or ""}
+
+    def complete(
+        self, messages: chat.Messages, *, max_tokens: int | None, temperature: float
+    ) -> str:
+        """Return the answer of the service."""
+        asked = {"max_tokens": max_tokens, "temperature": temperature}
+        return self._client.complete(messages, **asked)
+
+    def _count(self, usage: Mapping[str, Any]) -> None:
+        number = usage.get("total_tokens")
+        with self._lock:
+            self.tokens += number if isinstance(number, int) else 0
+
+
 class Recorder:
     """Passes on to a judge, and writes every reply to a file that `Replay` reads.
 
     Args:
         judge: who is asked.
         path: jsonl file; appended to.
+
+    Raises:
+        SgqlmError: the file has replies of another judge, or is another kind of file.
     """
 
     def __init__(self, judge: Judge, path: str | os.PathLike):
         self._judge, self._path = judge, pathlib.Path(path)
+        self._lock = threading.Lock()
         self.name = judge.name
+        if self._path.is_file() and self._path.stat().st_size and Replay(path).name != self.name:
+            raise errors.SgqlmError(
+                "a record is of one judge",
+                where=str(path),
+                why=f"the file has replies of {Replay(path).name}, the judge now is {self.name}",
+                fix="give another file",
+            )
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Return what is known about the judge behind it."""
+        return about(self._judge)
+
+    @property
+    def tokens(self) -> int:
+        """Return what the judge behind it has counted."""
+        return getattr(self._judge, "tokens", 0)
 
     def complete(
         self, messages: chat.Messages, *, max_tokens: int | None, temperature: float
@@ -71,7 +129,8 @@ class Recorder:
         """Return the answer of the judge once it is on disk."""
         reply = self._judge.complete(messages, max_tokens=max_tokens, temperature=temperature)
         key = question_hash(messages, max_tokens=max_tokens, temperature=temperature)
-        chat.append(self._path, {"prompt": key, "judge": self.name, "reply": reply})
+        with self._lock:
+            chat.append(self._path, {"prompt": key, "judge": self.name, "reply": reply})
         return reply
 
 
@@ -141,17 +200,34 @@ def question_hash(messages: chat.Messages, *, max_tokens: int | None, temperatur
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
-def make(kind: str, *, model: str = "", record: str | os.PathLike | None = None) -> Judge:
+def about(judge: Judge) -> dict[str, str]:
+    """Return what a report tells of a judge beside its name: `backend`, and `host` of a service."""
+    return getattr(judge, "about", None) or {"backend": type(judge).__name__.lower()}
+
+
+def make(
+    kind: str,
+    *,
+    model: str = "",
+    record: str | os.PathLike | None = None,
+    key_env: str = "",
+    timeout: float = 60.0,
+    tries: int = 6,
+) -> Judge:
     """Return the judge that a user names.
 
     Args:
         kind: `none`; `openai` (the address in OPENAI_BASE_URL, or that of OpenAI); the base
-            address of a service with its protocol; `replay:FILE`. The key is in OPENAI_API_KEY.
+            address of a service with its protocol; `replay:FILE`.
         model: its name at the service; empty for the one in OPENAI_MODEL.
         record: a file that the replies are appended to.
+        key_env: the environment variable with the key, which then must be there; empty for
+            OPENAI_API_KEY, which only OpenAI itself asks for.
+        timeout: seconds to wait for an answer.
+        tries: how often a service that does not answer is asked.
 
     Raises:
-        SgqlmError: there is no such kind, or the model is missing.
+        SgqlmError: there is no such kind, or the model or the key is missing.
     """
     if kind == "none":
         return NoJudge()
@@ -165,7 +241,14 @@ def make(kind: str, *, model: str = "", record: str | os.PathLike | None = None)
         raise errors.SgqlmError(
             "a judge behind an address needs the name of a model",
             where=kind,
-            fix=f"name the model, or set {MODEL}",
+            fix=f"name the model (--judge-model=NAME), or set {MODEL}",
         )
-    client = chat.Client(url, model)
-    return Recorder(client, record) if record else client
+    if (key_env or url == OPENAI) and not os.environ.get(key_env or chat.KEY, "").strip():
+        raise errors.SgqlmError(
+            "the key of the judge is missing",
+            where=f"environment variable {key_env or chat.KEY}",
+            fix="set it, or name the one that has the key with --judge-key-env=NAME",
+        )
+    client = chat.Client(url, model, timeout, tries, key_env=key_env or chat.KEY)
+    service = Service(client)
+    return Recorder(service, record) if record else service

@@ -5,12 +5,12 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
 from sgqlm.data import chat
-from sgqlm.evals import answers, judge
+from sgqlm.evals import answers, asking, judge
 from sgqlm.evals.metrics import llava_bench, mmvet
 
 
@@ -39,25 +39,35 @@ def prompt_hash(text: str) -> str:
 
 
 def review(
-    cases: Sequence[llava_bench.Case], by: judge.Judge, path: str | os.PathLike
+    cases: Sequence[llava_bench.Case],
+    by: judge.Judge,
+    path: str | os.PathLike,
+    *,
+    rule_hash: str = "",
+    parallel: int = 1,
+    max_tokens: int | None = llava_bench.MAX_TOKENS,
 ) -> Iterator[dict[str, Any]]:
     """Yield the review of every case, and append the new ones to a review file of LLaVA's form.
 
-    A line has what LLaVA's own has, and the judge and the hash of what it was asked. Cases that
-    the file has already are not asked again.
+    A line has what LLaVA's own has, the judge, and the hash of what it was asked. Cases that the
+    file has already are not asked again; they come first. In the end the file has the order of the
+    cases.
 
     Args:
         cases: of `llava_bench.pair`.
         by: the judge; without one, lines have `needs_judge` and none is written.
         path: jsonl file; made if it is not there.
+        rule_hash: of the rules in the cases, for reports.
+        parallel: cases that are asked at once.
+        max_tokens: of a reply.
 
     Raises:
         SgqlmError: the file has reviews of another judge or of other answers, or the judge fails.
     """
     path = pathlib.Path(path)
-    known = {line.get("question_id"): line for line in _reviews(path)}
+    known, order = _reviews(path), {}
     for number, case in enumerate(cases, 1):
-        line = {
+        order[case.question_id] = {
             "id": number,
             "question_id": case.question_id,
             "answer1_id": case.answer1_id,
@@ -65,22 +75,27 @@ def review(
             "category": case.category,
             "judge": by.name,
             "prompt_hash": prompt_hash(case.content),
-        }
-        if case.question_id in known:
-            yield _same(known[case.question_id], line, path)
-            continue
+        } | ({"rule_hash": rule_hash} if rule_hash else {})
+    found = {key: _same(known[key], line, path) for key, line in order.items() if key in known}
+    yield from found.values()
+
+    def ask(case: llava_bench.Case) -> str | None:
+        messages, temperature = llava_bench.messages(case.content), llava_bench.TEMPERATURE
         try:
-            content = by.complete(
-                llava_bench.messages(case.content),
-                max_tokens=llava_bench.MAX_TOKENS,
-                temperature=llava_bench.TEMPERATURE,
-            )
+            return by.complete(messages, max_tokens=max_tokens, temperature=temperature)
         except judge.NeedsJudge:
+            return None
+
+    todo = [case for case in cases if case.question_id not in known]
+    for case, content in asking.each(ask, todo, parallel):
+        line = order[case.question_id]
+        if content is None:
             yield line | {"needs_judge": True}
             continue
         line |= {"content": content, "tuple": llava_bench.parse_score(content)}
         chat.append(path, line)
         yield line
+    _sort(path, list(order))
 
 
 def grade(
@@ -91,10 +106,13 @@ def grade(
     *,
     num_runs: int = 1,
     head: str = mmvet.HEAD,
+    parallel: int = 1,
+    max_tokens: int | None = mmvet.MAX_TOKENS,
 ) -> Iterator[Graded]:
     """Grade the answers to MM-Vet and keep the grades in a file of the official form.
 
-    Grades that the file has already are not asked for again.
+    Grades that the file has already are not asked for again. Beside the official fields, an entry
+    has the hashes of the prompt and of its table.
 
     Args:
         metadata: `mm-vet.json`, id -> {question, answer, capability}.
@@ -103,37 +121,41 @@ def grade(
         path: json file, id -> {model, content, score}; made if it is not there.
         num_runs: grades for every answer, 5 in the paper.
         head: the prompt, see `mmvet.official_head`.
+        parallel: answers that are graded at once.
+        max_tokens: of a reply.
 
     Yields:
         The new grades.
 
     Raises:
-        SgqlmError: answers are missing or unknown, the file is of another judge, or the judge
-            fails.
+        SgqlmError: answers are missing or unknown, the file is of another judge or of other
+            answers, or the judge fails.
     """
     path = pathlib.Path(path)
     _fit(metadata, predictions)
     grades = read_json(path) if path.is_file() else {}
     _same_judge(grades, by, path)
+    hashes = {key: _hashes(item, predictions[key], head) for key, item in metadata.items()}
+    for key, wanted in hashes.items():
+        _same_prompt(key, grades.get(key, {}), wanted, path)
 
-    def ask(text: str, temperature: float) -> str:
-        message = {"role": "user", "content": text}
-        return by.complete([message], max_tokens=mmvet.MAX_TOKENS, temperature=temperature)
+    def ask(key: str) -> tuple[str, float, bool] | None:
+        texts = metadata[key]["question"], metadata[key]["answer"], predictions[key]
+        try:
+            return mmvet.grade(*texts, ask=_said_by(by, max_tokens), head=head)
+        except judge.NeedsJudge:
+            return None
 
     for run in range(num_runs):
-        for key, item in metadata.items():
-            entry = grades.setdefault(key, {"model": [], "content": [], "score": []})
-            if len(entry["score"]) > run:
-                continue
-            texts = item["question"], item["answer"], predictions[key]
-            try:
-                reply, score, is_read = mmvet.grade(*texts, ask=ask, head=head)
-            except judge.NeedsJudge:
+        todo = [key for key in metadata if len(grades.get(key, {}).get("score", ())) <= run]
+        for key, found in asking.each(ask, todo, parallel):
+            if found is None:
                 return
-            for name, value in (("model", by.name), ("content", reply), ("score", score)):
+            entry = grades.setdefault(key, {"model": [], "content": [], "score": []} | hashes[key])
+            for name, value in (("model", by.name), ("content", found[0]), ("score", found[1])):
                 entry[name].append(value)
-            _write({key: entry for key, entry in grades.items() if entry["score"]}, path)
-            yield Graded(key, run, reply, score, is_read)
+            _write(grades, path)
+            yield Graded(key, run, *found)
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -158,8 +180,20 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     )
 
 
-def _reviews(path: pathlib.Path) -> list[dict[str, Any]]:
-    return list(answers.iterate(path)) if path.is_file() else []
+def _reviews(path: pathlib.Path) -> dict[Any, dict[str, Any]]:
+    lines = list(answers.iterate(path)) if path.is_file() else []
+    found = {line.get("question_id"): line for line in lines}
+    if len(found) < len(lines):
+        raise mixed(path, f"{len(lines) - len(found)} questions are reviewed twice")
+    return found
+
+
+def _sort(path: pathlib.Path, ids: Sequence) -> None:
+    """Bring a review file into the order of the questions; others stay behind them."""
+    known = _reviews(path)
+    order = [key for key in ids if key in known] + [key for key in known if key not in set(ids)]
+    if order != list(known):
+        answers.write(path, [known[key] for key in order])
 
 
 def _same(found: dict[str, Any], wanted: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
@@ -167,17 +201,38 @@ def _same(found: dict[str, Any], wanted: Mapping[str, Any], path: pathlib.Path) 
     names = ["answer2_id"] + ["prompt_hash"] * ("prompt_hash" in found)
     names += ["judge"] * ("judge" in found and wanted["judge"] != judge.NoJudge.name)
     if other := [name for name in names if found.get(name) != wanted[name]]:
-        raise _mixed(path, f"question {wanted['question_id']} differs in {', '.join(other)}")
+        raise mixed(path, f"question {wanted['question_id']} differs in {', '.join(other)}")
     return found
+
+
+def _said_by(by: judge.Judge, max_tokens: int | None) -> Callable[[str, float], str]:
+    def reply(text: str, temperature: float) -> str:
+        message = {"role": "user", "content": text}
+        return by.complete([message], max_tokens=max_tokens, temperature=temperature)
+
+    return reply
+
+
+def _hashes(item: Mapping[str, Any], prediction: str, head: str) -> dict[str, str]:
+    text = mmvet.prompt(item["question"], item["answer"], prediction, head=head)
+    return {"prompt_hash": prompt_hash(text), "rule_hash": prompt_hash(head)}
+
+
+def _same_prompt(key: str, entry: Mapping, wanted: Mapping, path: pathlib.Path) -> None:
+    # grade files of MM-Vet itself have no hashes
+    if entry.get("prompt_hash", wanted["prompt_hash"]) != wanted["prompt_hash"]:
+        what = "prompt" if entry.get("rule_hash") != wanted["rule_hash"] else "answer"
+        raise mixed(path, f"{key} was graded with another {what}")
 
 
 def _same_judge(grades: Mapping[str, Mapping], by: judge.Judge, path: pathlib.Path) -> None:
     names = {name for entry in grades.values() for name in entry.get("model", [])}
     if names - {by.name} and by.name != judge.NoJudge.name:
-        raise _mixed(path, f"its judge is {', '.join(sorted(names))}, the judge now {by.name}")
+        raise mixed(path, f"its judge is {', '.join(sorted(names))}, the judge now {by.name}")
 
 
-def _mixed(path: pathlib.Path, why: str) -> errors.SgqlmError:
+def mixed(path: pathlib.Path, why: str) -> errors.SgqlmError:
+    """Return the error for a file that cannot be continued."""
     return errors.SgqlmError(
         "the file has grades of something else",
         where=str(path),

@@ -82,3 +82,37 @@ def test_the_judge_is_what_the_user_names(service, monkeypatch):
     made = judge.make("openai")
     assert made.complete(ASKED, **SETTINGS) == "1.0" and made.name == "from-environment"
     assert service.asked[0][1]["model"] == "from-environment"
+
+
+def test_a_key_that_is_asked_for_must_be_there(monkeypatch):
+    monkeypatch.delenv(judge.URL, raising=False)
+    monkeypatch.delenv(chat.KEY, raising=False)
+    with pytest.raises(errors.SgqlmError, match="key of the judge") as caught:
+        judge.make("openai", model="m")
+    assert chat.KEY in str(caught.value)
+    monkeypatch.setenv("OTHER_KEY", "sk-other")
+    assert judge.make("openai", model="m", key_env="OTHER_KEY").name == "m"
+    assert judge.about(judge.make("openai", model="m", key_env="OTHER_KEY")) == {
+        "backend": "http",
+        "host": "api.openai.com",
+    }
+
+
+def test_the_named_key_is_sent_and_never_told(service, monkeypatch):
+    monkeypatch.setenv("OTHER_KEY", "sk-other")
+    service.answers += ["1", (400, b"what is sk-other")]
+    url = f"http://127.0.0.1:{service.server_port}/v1"
+    made = judge.make(url, model="tiny", key_env="OTHER_KEY")
+    made.complete(ASKED, **SETTINGS)
+    assert service.asked[0][2] == "Bearer sk-other"
+    with pytest.raises(errors.SgqlmError, match="OTHER_KEY") as caught:
+        made.complete(ASKED, **SETTINGS)
+    assert "sk-other" not in str(caught.value) and "what is" in str(caught.value)
+
+
+def test_a_record_is_of_one_judge(service, tmp_path):
+    path = tmp_path / "replies.jsonl"
+    record(service, path, ["1"])
+    url = f"http://127.0.0.1:{service.server_port}/v1"
+    with pytest.raises(errors.SgqlmError, match="replies of tiny, the judge now is other"):
+        judge.make(url, model="other", record=path)

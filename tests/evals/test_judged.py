@@ -83,7 +83,8 @@ def test_grades_have_the_official_form_and_are_kept(tmp_path):
     rest = list(judged.grade(METADATA, PREDICTIONS, Listed("0.8"), path, num_runs=2))
     assert [(g.key, g.run, g.score, g.is_read) for g in rest] == [("v1_1", 1, 0.8, True)]
     entry = json.loads(path.read_text())["v1_1"]
-    assert entry == {"model": ["listed"] * 2, "content": ["0.4", "0.8"], "score": [0.4, 0.8]}
+    official = {"model": ["listed"] * 2, "content": ["0.4", "0.8"], "score": [0.4, 0.8]}
+    assert {name: entry[name] for name in official} == official
     summary = mmvet.summarise(judged.read_json(path), METADATA)
     assert summary.runs == pytest.approx([70, 70]) and summary.needs_judge == []
 
@@ -95,6 +96,10 @@ def test_grades_of_another_judge_or_other_questions_are_refused(tmp_path):
         list(judged.grade(METADATA, PREDICTIONS, Listed(name="other"), path, num_runs=2))
     with pytest.raises(errors.SgqlmError, match="1 questions without an answer, 1 unknown"):
         list(judged.grade(METADATA, {"v1_0": "a", "v1_9": "b"}, Listed(), path))
+    with pytest.raises(errors.SgqlmError, match="another answer"):
+        list(judged.grade(METADATA, {**PREDICTIONS, "v1_1": "be"}, Listed(), path))
+    with pytest.raises(errors.SgqlmError, match="another prompt"):
+        list(judged.grade(METADATA, PREDICTIONS, Listed(), path, head="Grade"))
     path.write_text("[1]")
     with pytest.raises(errors.SgqlmError, match="one json object"):
         list(judged.grade(METADATA, PREDICTIONS, Listed(), path))
@@ -136,3 +141,17 @@ def test_files_of_another_form_are_refused_before_anything_is_asked(
 def test_the_hash_of_a_prompt():
     assert judged.prompt_hash("a") == judged.prompt_hash("a") != judged.prompt_hash("b")
     assert len(judged.prompt_hash("")) == 16
+
+
+def test_a_review_file_gets_the_order_of_the_questions(tmp_path):
+    path = tmp_path / "reviews.jsonl"
+    list(judged.review(CASES[1:], Listed("9 9"), path))
+    list(judged.review(CASES, Listed("8 6"), path, rule_hash="abc"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["question_id"], line.get("rule_hash")) for line in lines] == [
+        (0, "abc"),
+        (1, None),
+    ]
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(errors.SgqlmError, match="reviewed twice"):
+        list(judged.review(CASES, Listed(), path))

@@ -1,8 +1,8 @@
 """LLaVA-Bench: a judge gives two answers a score each; the ratio of the means is the result.
 
 The first answer is the reference of GPT-4, the second the model's. Protocol and rounding as
-`eval_gpt_review_bench.py` and `summarize_gpt_review.py` of LLaVA; there the files are joined line
-by line, here by id.
+`eval_gpt_review_bench.py` (in the wild), `eval_gpt_review_visual.py` (COCO) and
+`summarize_gpt_review.py` of LLaVA; there the files are joined line by line, here by id.
 """
 
 import collections
@@ -136,11 +136,12 @@ def pair(
     *,
     rules: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Case]:
-    """Join the four files of LLaVA-Bench-in-the-Wild.
+    """Join the four files of LLaVA-Bench.
 
     Args:
         questions: lines of `questions.jsonl`: question_id, image, text, category.
-        contexts: lines of `context.jsonl`: image, caption (one text or several).
+        contexts: lines of `context.jsonl`: image, caption (one text or several); or of
+            `caps_boxes_coco2014_val_80.jsonl`: image, captions, instances with category and bbox.
         references: lines of `answers_gpt4.jsonl`: question_id, text.
         answers: lines of the model's answer file.
         rules: `rule.json` of LLaVA, category -> {role, prompt}; None for `RULE`.
@@ -149,14 +150,16 @@ def pair(
         SgqlmError: ids are missing or doubled, or an image has no context; all are named.
     """
     asked = _by_id(questions, ("question_id", "image", "text", "category"), "questions")
-    shown = _by_id(contexts, ("image", "caption"), "context")
+    shown = _by_id(map(_context, contexts), ("image", "caption"), "context")
     first = _by_id(references, ("question_id", "text"), "reference answers")
     second = _by_id(answers, ("question_id", "text"), "answers")
     _agree(asked, first, "reference answers")
     _agree(asked, second, "answers")
     cases = []
     for key, line in asked.items():
-        category = "llava_bench_" + str(line["category"]).removeprefix("llava_bench_")
+        # the rules of the COCO part, whose context has boxes, have the bare names
+        prefix = "" if "instances" in shown.get(line["image"], ()) else "llava_bench_"
+        category = prefix + str(line["category"]).removeprefix("llava_bench_")
         rule = {"prompt": RULE, "role": "Assistant"} if rules is None else rules.get(category)
         if rule is None or line["image"] not in shown:
             what = f"rule for {category}" if rule is None else f"context for {line['image']}"
@@ -192,7 +195,7 @@ def summarise(reviews: Iterable[Mapping], *, expected: Iterable | None = None) -
         if line.get("needs_judge"):
             open_ids.append(key)
             continue
-        scores = _scores(line)
+        scores = scores_of(line)
         pairs["all"].append(scores)
         if "category" in line:
             pairs[line["category"]].append(scores)
@@ -218,7 +221,19 @@ def over_runs(summaries: Sequence[Summary]) -> dict[str, float]:
     return {"mean": statistics.fmean(scores), "std": statistics.pstdev(scores)}
 
 
-def _scores(line: Mapping) -> list[float]:
+def _context(line: Mapping) -> Mapping:
+    if "captions" not in line:
+        return line
+    boxes = [f"{box['category']}: {box['bbox']}" for box in line.get("instances", ())]
+    return {**line, "caption": [*line["captions"], *([""] if boxes else []), *boxes]}
+
+
+def scores_of(line: Mapping) -> list[float]:
+    """Return the scores of reference and model in a line of a review file.
+
+    Raises:
+        SgqlmError: it has none, or other than two.
+    """
     for name in ("tuple", "score"):
         if name in line:
             values = line[name]

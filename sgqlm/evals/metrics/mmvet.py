@@ -188,7 +188,7 @@ def summarise(
     table = np.array([scores[key][:runs] for key in done]).reshape(len(done), runs)
     sets = [frozenset(metadata[key]["capability"]) if metadata else frozenset() for key in done]
     single: dict[str, list[bool]] = {name: [name in s for s in sets] for name in _names(sets)}
-    joint = {_joined(names): [s == names for s in sets] for names in dict.fromkeys(sets) if names}
+    joint = {joined(names): [s == names for s in sets] for names in dict.fromkeys(sets) if names}
     totals = table.mean(0) * 100 if done else np.zeros(0)
     return Summary(
         {name: float(table[rows].mean() * 100) for name, rows in single.items()},
@@ -218,7 +218,8 @@ def _names(sets: Sequence[frozenset]) -> list[str]:
     return [*(n for n in CAPABILITIES if n in found), *sorted(found - set(CAPABILITIES))]
 
 
-def _joined(names: frozenset) -> str:
+def joined(names: frozenset) -> str:
+    """Return the name of a set of capabilities: in the order of `CAPABILITIES`, with `_`."""
     return "_".join(_names([names]))
 
 

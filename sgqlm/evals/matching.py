@@ -1,0 +1,100 @@
+"""Let a judge say which option of MMBench an answer means, where no rule finds one.
+
+The idea is VLMEvalKit's, the words are ours: the judge sees question, options and answer, and names
+the letter of the option that means the same, or Z.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sgqlm.data import chat
+from sgqlm.evals import answers, asking, judge, judged
+from sgqlm.evals.metrics import mmbench
+
+TRIES, WARMER = 3, 0.5  # as often as VLMEvalKit; the first time at temperature 0
+MAX_TOKENS = 8
+HEAD = """\
+Somebody answered a multiple-choice question in their own words. Name the option that the answer
+means: write its letter and nothing else. If it means none of the options, or several of them,
+write Z. Do not answer the question yourself.
+
+Question: What stands in front of the house?
+Options:
+A. a tree
+B. a bicycle
+Answer: I can see a big oak there.
+Letter: A
+
+Question: What stands in front of the house?
+Options:
+A. a tree
+B. a bicycle
+Answer: It is a red car.
+Letter: Z
+"""
+
+
+def prompt(row: Mapping[str, Any]) -> str:
+    """Return what the judge is asked about a row with `question`, options and `prediction`."""
+    options = [f"{letter}. {text}" for letter, text in mmbench.choices_of(row).items()]
+    lines = [f"Question: {row.get('question') or ''}", "Options:", *options]
+    return "\n".join([HEAD, *lines, f"Answer: {row['prediction']}", "Letter:"])
+
+
+def letters(
+    rows: Sequence[Mapping[str, Any]],
+    by: judge.Judge,
+    path: str | os.PathLike,
+    *,
+    parallel: int = 1,
+    max_tokens: int | None = MAX_TOKENS,
+) -> Iterator[dict[str, Any]]:
+    """Yield what the judge makes of every answer, and append the new ones to a file.
+
+    Args:
+        rows: of the table, each with `index` and `prediction`.
+        by: the judge.
+        path: jsonl file of `index`, `judge`, `prompt_hash`, `content` and `letter`, which is empty
+            where no reply names an option; made if it is not there.
+        parallel: rows that are asked at once.
+        max_tokens: of a reply.
+
+    Raises:
+        SgqlmError: the file is of another judge or of other answers, or the judge fails.
+    """
+    path = pathlib.Path(path)
+    known = {str(line.get("index")): line for line in _lines(path)}
+    wanted = {
+        str(row["index"]): {
+            "index": str(row["index"]),
+            "judge": by.name,
+            "prompt_hash": judged.prompt_hash(prompt(row)),
+        }
+        for row in rows
+    }
+    for key, line in wanted.items():
+        if key in known:
+            if other := [name for name in line if known[key].get(name) != line[name]]:
+                raise judged.mixed(path, f"index {key} differs in {', '.join(other)}")
+            yield known[key]
+
+    def ask(row: Mapping[str, Any]) -> tuple[str, str]:
+        message = {"role": "user", "content": prompt(row)}
+        reply = ""
+        for turn in range(TRIES):
+            reply = by.complete([message], max_tokens=max_tokens, temperature=turn * WARMER)
+            if letter := mmbench.match(reply, mmbench.choices_of(row)):
+                return reply, letter
+        return reply, ""
+
+    todo = [row for row in rows if str(row["index"]) not in known]
+    for row, (content, letter) in asking.each(ask, todo, parallel):
+        line = wanted[str(row["index"])] | {"content": content, "letter": letter}
+        chat.append(path, line)
+        yield line
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    return list(answers.iterate(path)) if path.is_file() else []
