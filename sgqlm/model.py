@@ -180,15 +180,17 @@ class VisionLanguageModel:
         max_new_tokens: int = 128,
         sampling: sample.Sampling = sample.Sampling(),
         seed: int = 0,
+        draws: Sequence[tuple[int, int]] | None = None,
         batch_size: int = 16,
     ) -> list[str]:
         """Continue conversations.
 
         Args:
-            rows: the conversations; row i draws with (seed, i).
+            rows: the conversations.
             max_new_tokens: tokens of a row at most.
             sampling: how a token is drawn.
             seed: of the draws.
+            draws: what each row draws with, a seed and a number; None: `seed` and its position.
             batch_size: rows that run at once; rows of similar length run together.
 
         Returns:
@@ -200,14 +202,14 @@ class VisionLanguageModel:
         for start in range(0, len(rows), batch_size):
             chunk = order[start : start + batch_size]
             size = batch_size if len(rows) > batch_size else generating.power_of_two(len(chunk))
-            full = chunk + chunk[-1:] * (size - len(chunk))
+            full = chunk + chunk[-1:] * (self._generator.whole_rows(size) - len(chunk))
             picked = [prepared[i] for i in full]
             ids = self._generator.generate(
                 self._collate(picked),
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
-                seed=seed,
-                rows=full,
+                seed=seed if draws is None else [draws[i][0] for i in full],
+                rows=full if draws is None else [draws[i][1] for i in full],
                 edge_permutation=inputs.edge_permutations(
                     picked, self.config.model.graph.num_nodes
                 ),
@@ -443,7 +445,9 @@ def load(
 ) -> VisionLanguageModel:
     """Open a trained model; see `sgqlm.load`."""
     folder = pathlib.Path(path)
-    on = None if mesh is None else mesh_lib.for_decode(mesh_lib.make(mesh, where="mesh"))
+    on = None
+    if mesh is not None:  # every process generates alone
+        on = mesh_lib.for_decode(mesh_lib.make(mesh, jax.local_devices(), where="mesh"))
     # a run leaves a config.json of its own beside its checkpoints
     if checkpoint.find(folder) or not (folder / "config.json").exists():
         return VisionLanguageModel(*checkpoint.load_model(folder, base=base, mesh=on))

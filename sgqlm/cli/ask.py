@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from sgqlm import errors
 from sgqlm import model as model_lib
@@ -37,6 +38,7 @@ def run(argv: list[str]) -> int:
         if getattr(args, name):
             raise errors.SgqlmError(f"--{name} needs a folder", fix="give --images=FOLDER")
     model = model_lib.load(args.checkpoint, base=args.base)
+    settings = _fitted(model, settings, args)
     image, entities = picture.open_picture(model, args)
     found = self_questioning.about(model, inputs.Row((), image, entities), settings)
     for question, answer in zip(found["questions"], found["answers"], strict=True):
@@ -75,7 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clip", type=pathlib.Path, help="with --images: CLIP folder that scores the questions"
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="answers that run at once (16)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=0,
+        help="questions or answers that run at once, of several images; changes no text (default "
+        "config.eval.batch_size of the checkpoint)",
+    )
     return parser
 
 
@@ -90,7 +98,7 @@ def _settings(args: argparse.Namespace) -> self_questioning.Settings:
         ("--temperature", 0 <= args.temperature < float("inf"), "0 or more"),
         ("--top-k", args.top_k >= 0, "0 (all) or more"),
         ("--top-p", 0 < args.top_p <= 1, "above 0, at most 1"),
-        ("--batch-size", args.batch_size > 0, "1 or more"),
+        ("--batch-size", args.batch_size >= 0, "1 or more"),
         ("--consistency", args.consistency == 0 or args.consistency > 1, "2 or more, or 0"),
         ("--max-new-tokens", args.max_new_tokens is None or args.max_new_tokens > 0, "1 or more"),
     ):
@@ -111,14 +119,22 @@ def _settings(args: argparse.Namespace) -> self_questioning.Settings:
     return dataclasses.replace(made, **tokens)
 
 
+def _fitted(model, settings: self_questioning.Settings, args) -> self_questioning.Settings:
+    """Return the settings with the batch size, once it is sure that the model can hold them."""
+    self_questioning.check_room(model, settings, flag="--max-new-tokens")
+    size = args.batch_size or model.config.eval.batch_size
+    return dataclasses.replace(settings, batch_size=size)
+
+
 def _folder(args: argparse.Namespace, settings: self_questioning.Settings) -> int:
     sources = {source.key: source for source in _sources(args)}
     model = model_lib.load(args.checkpoint, base=args.base)
     scorer = None if args.clip is None else clip_score.Scorer(args.clip)
+    settings = _fitted(model, settings, args)
     out = self_questioning.QuestionFile(args.out, _about(args, settings, model))
     extractor = picture.make_extractor(model, args)
 
-    def ask_about(key: str) -> dict:
+    def load(key: str) -> inputs.Row:
         try:
             image = images.open_image(sources[key].read(), where=key)
         except OSError as error:
@@ -126,16 +142,22 @@ def _folder(args: argparse.Namespace, settings: self_questioning.Settings) -> in
                 "the image cannot be read", where=key, why=str(error), code=errors.DATA
             ) from error
         entities = None if extractor is None else extractor.extract(image)
-        found = self_questioning.about(model, inputs.Row((), image, entities), settings, name=key)
-        if scorer is not None:
-            found["clip_score"] = scorer.score(image, found["questions"])
+        return inputs.Row((), image, entities)
+
+    def ask_about(keys: Sequence[str], rows: Sequence[inputs.Row]) -> list[dict]:
+        found = self_questioning.about_each(model, rows, settings, names=keys)
+        for row, asked in zip(rows, found, strict=True):
+            if scorer is not None and row.image is not None:
+                asked["clip_score"] = scorer.score(row.image, asked["questions"])
         return found
 
     done = sum(key in out.done for key in sources)
     if done:
         print(f"{done} of {len(sources)} images are in {out.path}", file=sys.stderr)
     with progress.Progress("images", len(sources), done=done) as bar:
-        failed = self_questioning.run(list(sources), out, ask_about, update=bar.update)
+        failed = self_questioning.run(
+            list(sources), out, load, ask_about, at_once=settings.images_at_once, update=bar.update
+        )
     lines = [line for line in self_questioning.read(out.path) if line["image"] in sources]
     measured = self_questioning.measure(lines)
     print("\n".join([*self_questioning.told(measured), str(out.path)]))
@@ -171,7 +193,8 @@ def _sources(args: argparse.Namespace) -> list[folders.Source]:
 def _about(args, settings: self_questioning.Settings, model: model_lib.VisionLanguageModel) -> dict:
     """Return what two runs must have in common to write into one file."""
     asked = {**vars(settings), "sampling": list(settings.sampling)}
-    del asked["batch_size"]  # changes no text
+    for name in ("batch_size", "template"):  # changes no text; always that of the model
+        del asked[name]
     wants = picture.wants_entities(model, args)
     found = checkpoint.find(args.checkpoint)  # a work directory stands for its last checkpoint
     return {

@@ -1,4 +1,4 @@
-"""Visual self-questioning: the model asks about an image, then answers itself."""
+"""Visual self-questioning: the model asks about images, then answers itself."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Responder(Protocol):
         *,
         max_new_tokens: int,
         sampling: sample.Sampling,
-        seed: int,
+        draws: Sequence[tuple[int, int]] | None = None,
         batch_size: int,
     ) -> list[str]:
         """Return one text a row."""
@@ -41,90 +41,130 @@ def questions(
     seed: int = 0,
     attempts: int = 4,
 ) -> list[str]:
-    """Draw different questions about one image, each independent of the others.
+    """Draw different questions about one image; see `different`."""
+    (found,) = different(
+        responder,
+        [row],
+        seeds=[seed],
+        count=count,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        batch_size=count,
+        attempts=attempts,
+    )
+    return found
+
+
+def different(
+    responder: Responder,
+    rows: Sequence[inputs.Row],
+    *,
+    seeds: Sequence[int],
+    count: int,
+    sampling: sample.Sampling = SAMPLING,
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+    attempts: int = 4,
+) -> list[list[str]]:
+    """Draw different questions about each image, each independent of the others.
 
     Args:
         responder: the model.
-        row: image, entities and the turns so far (usually none).
-        count: questions wanted.
+        rows: images, entities and the turns so far (usually none).
+        seeds: of the draws of each row; what a row asks does not depend on the other rows.
+        count: questions wanted about each.
         sampling: how a token is drawn.
         max_new_tokens: tokens of a question at most.
-        seed: seed of the request.
+        batch_size: questions that are drawn at once.
         attempts: rounds of `count` draws; what is drawn twice is dropped.
 
     Returns:
-        Up to `count` different questions, in the order they were drawn.
+        For each row up to `count` different questions, in the order they were drawn.
     """
-    row = inputs.Row(row.turns, row.image, row.entities, "vuser", row.vusr_turns)
-    found: dict[str, None] = {}
+    found: list[dict[str, None]] = [{} for _ in rows]
+    short = list(range(len(rows)))
     for attempt in range(attempts):
-        drawn = responder.respond(
-            [row] * count,
-            max_new_tokens=max_new_tokens,
+        drawn = independent(
+            responder,
+            [rows[at] for at in short],
+            seeds=[seeds[at] * attempts + attempt for at in short],
+            count=count,
             sampling=sampling,
-            seed=seed * attempts + attempt,
-            batch_size=count,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
         )
-        found.update(dict.fromkeys(text for text in drawn if text))
-        if len(found) >= count or sampling.mode == "greedy":
+        for at, texts in zip(short, drawn, strict=True):
+            found[at].update(dict.fromkeys(text for text in texts if text))
+        short = [at for at in short if len(found[at]) < count]
+        if not short or sampling.mode == "greedy":
             break
-    return list(found)[:count]
-
-
-def describe(
-    responder: Responder, row: inputs.Row, *, max_new_tokens: int = 1024, batch_size: int = 1
-) -> inputs.Row:
-    """Open a conversation as the released programs do before they ask.
-
-    Args:
-        responder: the model.
-        row: image and entities, without turns.
-        max_new_tokens: tokens of the description at most.
-        batch_size: rows that run at once; one is given.
-
-    Returns:
-        The row with two turns: `FIRST_TURN`, and the model's greedy description.
-    """
-    turns = [*row.turns, inputs.human(FIRST_TURN)]
-    (text,) = responder.respond(
-        [dataclasses.replace(row, turns=turns)],
-        max_new_tokens=max_new_tokens,
-        sampling=sample.Sampling(),
-        seed=0,
-        batch_size=batch_size,
-    )
-    return dataclasses.replace(row, turns=[*turns, {"from": "gpt", "value": text}])
+    return [list(texts)[:count] for texts in found]
 
 
 def independent(
     responder: Responder,
-    row: inputs.Row,
+    rows: Sequence[inputs.Row],
     *,
+    seeds: Sequence[int],
     count: int,
     sampling: sample.Sampling = OFFICIAL,
     max_new_tokens: int = 300,
-    seed: int = 0,
-) -> list[str]:
+    batch_size: int = 16,
+) -> list[list[str]]:
     """Draw questions as the released programs do: each alone, equal and empty ones kept.
 
     Args:
         responder: the model.
-        row: image, entities and the turns so far, see `describe`.
-        count: questions.
+        rows: images, entities and the turns so far, see `describe`.
+        seeds: of the draws of each row.
+        count: questions about each.
         sampling: how a token is drawn.
         max_new_tokens: tokens of a question at most.
-        seed: seed of the request.
+        batch_size: questions that are drawn at once.
 
     Returns:
-        `count` questions.
+        `count` questions a row.
     """
-    return responder.respond(
-        [dataclasses.replace(row, open_role="vuser")] * count,
+    asking = [dataclasses.replace(row, open_role="vuser") for row in rows]
+    drawn = responder.respond(
+        [row for row in asking for _ in range(count)],
         max_new_tokens=max_new_tokens,
         sampling=sampling,
-        seed=seed,
-        batch_size=count,
+        draws=[(seed, number) for seed in seeds for number in range(count)],
+        batch_size=batch_size,
     )
+    return [drawn[start : start + count] for start in range(0, len(drawn), count)]
+
+
+def describe(
+    responder: Responder,
+    rows: Sequence[inputs.Row],
+    *,
+    max_new_tokens: int = 1024,
+    batch_size: int = 16,
+) -> list[inputs.Row]:
+    """Open conversations as the released programs do before they ask.
+
+    Args:
+        responder: the model.
+        rows: images and entities, without turns.
+        max_new_tokens: tokens of a description at most.
+        batch_size: rows that run at once.
+
+    Returns:
+        The rows with two turns: `FIRST_TURN`, and the model's greedy description.
+    """
+    asked = [dataclasses.replace(row, turns=[*row.turns, inputs.human(FIRST_TURN)]) for row in rows]
+    texts = responder.respond(
+        asked,
+        max_new_tokens=max_new_tokens,
+        sampling=sample.Sampling(),
+        batch_size=batch_size,
+    )
+    return [
+        dataclasses.replace(row, turns=[*row.turns, inputs.answer(text)])
+        for row, text in zip(asked, texts, strict=True)
+    ]
 
 
 def answer_own(
@@ -153,16 +193,15 @@ def answer_own(
         [own_turn(row, text) for row, text in zip(rows, asked, strict=True)],
         max_new_tokens=max_new_tokens,
         sampling=sample.Sampling(),
-        seed=0,
         batch_size=batch_size,
     )
 
 
 def own_turn(row: inputs.Row, question: str) -> inputs.Row:
     """Append a question that the model asked itself to the turns of a row."""
-    return inputs.Row(
-        [*row.turns, inputs.human(question)],
-        row.image,
-        row.entities,
+    return dataclasses.replace(
+        row,
+        turns=[*row.turns, inputs.human(question)],
+        open_role="assistant",
         vusr_turns=(*row.vusr_turns, len(row.turns)),
     )

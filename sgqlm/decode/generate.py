@@ -83,7 +83,7 @@ class Generator:
         *,
         max_new_tokens: int,
         sampling: sample.Sampling = sample.Sampling(),
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         rows: Sequence[int] | None = None,
         edge_permutation: np.ndarray | None = None,
     ) -> list[list[int]]:
@@ -93,8 +93,8 @@ class Generator:
             batch: right-padded prompts.
             max_new_tokens: tokens a row may write at most.
             sampling: how a token is drawn.
-            seed: seed of the request.
-            rows: number of each row within the request, which picks its random draws; None
+            seed: seed of the request, or one a row.
+            rows: number of each row among those of its seed, which picks its random draws; None
                 counts from 0.
             edge_permutation: int32[B, N], diagnostics: see `vlm.graph_tokens`.
 
@@ -159,6 +159,11 @@ class Generator:
         divides = len(batch.tokens) % mesh_lib.num_batch_shards(self.mesh) == 0
         place = mesh_lib.batch_sharding if divides else mesh_lib.replicated
         return jax.device_put(batch, place(self.mesh))
+
+    def whole_rows(self, count: int) -> int:
+        """Return the smallest number of rows from `count` on that divides over the devices."""
+        shards = 1 if self.mesh is None else mesh_lib.num_batch_shards(self.mesh)
+        return -(-count // shards) * shards
 
     def on_mesh(self) -> contextlib.AbstractContextManager:
         """Return the context in which programs of this model run."""

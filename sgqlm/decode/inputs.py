@@ -27,6 +27,7 @@ class Row:
         vusr_turns: indices of the human turns that the model asked itself.
         permute_edges: diagnostics only: seed of a permutation of the nodes between which the
             edges run, the nodes themselves staying right.
+        template: conversation format, with its own system text; empty for those of the model.
     """
 
     turns: Sequence[Mapping[str, str]] = ()
@@ -35,6 +36,7 @@ class Row:
     open_role: Literal["assistant", "vuser"] = "assistant"
     vusr_turns: tuple[int, ...] = ()
     permute_edges: int | None = None
+    template: str = ""
 
 
 class Prepared(NamedTuple):
@@ -53,6 +55,11 @@ class Prepared(NamedTuple):
 def human(text: str) -> dict[str, str]:
     """Return what the user says as a turn; `conversation.prompt` puts the image in front."""
     return {"from": "human", "value": text}
+
+
+def answer(text: str) -> dict[str, str]:
+    """Return what the model says as a turn."""
+    return {"from": "gpt", "value": text}
 
 
 def graph_prompt(text: str, config: config_lib.Config, tokenizer: Any) -> list[int]:
@@ -106,12 +113,12 @@ def prepare(row: Row, config: config_lib.Config, tokenizer: Any) -> Prepared:
     text = config.text
     encoded = conversation.prompt(
         row.turns,
-        text.template,
+        row.template or text.template,
         tokenizer=tokenizer,
         has_image=row.image is not None,
         open_role=row.open_role,
         vusr_turns=row.vusr_turns,
-        system=text.system,
+        system=None if row.template else text.system,
         vusr_marker=text.vusr_marker,
     )
     return _expand(row, encoded, config.model, tokenizer)

@@ -1,5 +1,6 @@
 """Choose the next token: greedy, temperature, top-k and top-p, one key a row."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,16 +28,19 @@ class Sampling(NamedTuple):
         return "truncated" if self.top_k > 0 or self.top_p < 1 else "plain"
 
 
-def row_keys(seed: int, rows: jax.Array) -> jax.Array:
+def row_keys(seed: int | Sequence[int], rows: jax.Array) -> jax.Array:
     """Make one key a row, so that a row's draws do not depend on the batch it stands in.
 
     Args:
-        seed: seed of the whole request.
-        rows: int32[B], the number of each row within the request.
+        seed: seed of the whole request, or one a row.
+        rows: int32[B], the number of each row among those of its seed.
 
     Returns:
         Typed keys [B].
     """
+    if isinstance(seed, Sequence):
+        made = {value: jax.random.key(value) for value in seed}
+        return jax.vmap(jax.random.fold_in)(jnp.stack([made[v] for v in seed]), jnp.asarray(rows))
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows))
 
 

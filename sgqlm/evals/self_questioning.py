@@ -1,5 +1,6 @@
 """Self-questioning over many images: ask, answer, test the answers, keep all in json lines."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -8,6 +9,8 @@ import pathlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
+
+from PIL import Image
 
 from sgqlm import errors
 from sgqlm import model as model_lib
@@ -19,6 +22,7 @@ from sgqlm.evals.metrics import questions as metrics
 TASK = "questions"
 # answers are drawn milder than questions: at 1.2 a sure answer would vary too
 CONSISTENCY_TEMPERATURE = 0.7
+_MARKS = 32  # more than the roles and marks of two further turns take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Settings:
         answer_tokens: of an answer at most.
         consistency: answers drawn for each question to see whether they agree; 0 for none.
         seed: of the draws; every image has its own, made of this and its name.
-        batch_size: answers that run at once.
+        batch_size: rows that run at once.
+        template: conversation format, with its own system text; empty for those of the model.
     """
 
     flow: Literal["official", "sgqlm"] = "sgqlm"
@@ -47,6 +52,12 @@ class Settings:
     consistency: int = 0
     seed: int = 0
     batch_size: int = 16
+    template: str = ""
+
+    @property
+    def images_at_once(self) -> int:
+        """Return about how many images fill a batch."""
+        return self.batch_size if self.flow == "official" else -(-self.batch_size // self.count)
 
 
 def about(
@@ -56,81 +67,133 @@ def about(
     *,
     name: str = "",
 ) -> dict[str, Any]:
-    """Ask about one image, answer greedily, and see whether sampled answers agree.
+    """Ask about one image; see `about_each`."""
+    return about_each(model, [row], settings, names=[name])[0]
+
+
+def about_each(
+    model: model_lib.VisionLanguageModel,
+    rows: Sequence[inputs.Row],
+    settings: Settings = Settings(),
+    *,
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Ask about images, answer greedily, and see whether sampled answers agree.
+
+    What is said about an image depends on neither the other images nor the batch size.
 
     Args:
         model: the model.
-        row: image and entities, without turns.
+        rows: images and entities, without turns.
         settings: how.
-        name: of the image; gives its draws.
+        names: of the images; each gives the draws about its image.
 
     Returns:
-        `questions` and `answers`, as many; `unanswered`, the numbers of the questions that no
-        conversation can hold (empty, or with the marks of a role), whose answers are empty;
-        `description` in the official flow; `agreement`, if `settings.consistency` is set: a number
-        a question, None where it is unanswered.
+        Of each image `questions` and `answers`, as many; `unanswered`, the numbers of the questions
+        that no conversation can hold (empty, or with the marks of a role), whose answers are empty;
+        `description` in the official flow (one that no conversation can hold is left out of the
+        questions' prompts); `agreement`, if `settings.consistency` is set: a number a question,
+        None where it is unanswered.
     """
-    seed = _seed(settings.seed, name)
-    tokens, out = settings.question_tokens, {}
+    seeds, size = [_seed(settings.seed, name) for name in names], settings.batch_size
+    found: list[dict[str, Any]] = [{} for _ in rows]
     if settings.flow == "official":
-        row = ask.describe(model, row, max_new_tokens=settings.description_tokens)
-        out["description"] = row.turns[-1]["value"]
-        draw = ask.independent
-    else:
-        draw = ask.questions
-    asked = draw(
+        opened = ask.describe(
+            model, rows, max_new_tokens=settings.description_tokens, batch_size=size
+        )
+        found = [{"description": row.turns[-1]["value"]} for row in opened]
+        pairs = zip(rows, opened, strict=True)
+        rows = [new if _can_follow(model, new, "?") else row for row, new in pairs]
+    asked = (ask.independent if settings.flow == "official" else ask.different)(
         model,
-        row,
+        rows,
+        seeds=seeds,
         count=settings.count,
         sampling=settings.sampling,
-        max_new_tokens=tokens,
-        seed=seed,
+        max_new_tokens=settings.question_tokens,
+        batch_size=size,
     )
-    usable = [i for i, text in enumerate(asked) if _can_follow(model, row, text)]
-    texts = [asked[i] for i in usable]
-    given = ask.answer_own(
-        model,
-        [row] * len(texts),
-        texts,
-        max_new_tokens=settings.answer_tokens,
-        batch_size=settings.batch_size,
-    )
-    by_number = dict(zip(usable, given, strict=True))
-    out |= {"questions": asked, "answers": [by_number.get(i, "") for i in range(len(asked))]}
-    out["unanswered"] = [i for i in range(len(asked)) if i not in by_number]
-    if settings.consistency:
-        found = dict(zip(usable, consistency(model, row, texts, settings, seed=seed), strict=True))
-        out["agreement"] = [found.get(i) for i in range(len(asked))]
-    return out
+    usable = [
+        [number for number, text in enumerate(texts) if _can_follow(model, row, text)]
+        for row, texts in zip(rows, asked, strict=True)
+    ]
+    places = [(at, number) for at, numbers in enumerate(usable) for number in numbers]
+    answers_of = _answer(model, rows, asked, places, settings)
+    agreements = _agreement(model, rows, asked, places, settings, seeds)
+    for at, (out, texts) in enumerate(zip(found, asked, strict=True)):
+        numbers = range(len(texts))
+        out["questions"] = texts
+        out["answers"] = [answers_of.get((at, number), "") for number in numbers]
+        out["unanswered"] = [number for number in numbers if (at, number) not in answers_of]
+        if settings.consistency:
+            out["agreement"] = [agreements.get((at, number)) for number in numbers]
+    return found
 
 
-def consistency(
-    model: ask.Responder, row: inputs.Row, asked: Sequence[str], settings: Settings, *, seed: int
-) -> list[float]:
-    """Answer each question several times and compare: what the image shows is answered alike.
+def check_room(model: model_lib.VisionLanguageModel, settings: Settings, *, flag: str) -> None:
+    """Refuse lengths that a model may not be able to hold.
 
     Args:
         model: the model.
-        row: what the questions are about.
-        asked: the questions.
-        settings: number (two or more) and length of the answers.
-        seed: of the draws.
+        settings: the tokens of description, question and answer.
+        flag: what the user can make smaller.
 
-    Returns:
-        `metrics.agreement` of the answers to each question, 0..1.
+    Raises:
+        SgqlmError: description, question and answer of full length are too long together.
     """
-    times = settings.consistency
-    given = model.respond(
-        [ask.own_turn(row, text) for text in asked for _ in range(times)],
+    config, is_official = model.config.model, settings.flow == "official"
+    row = inputs.Row([inputs.human(ask.FIRST_TURN)], Image.new("RGB", (8, 8)))
+    if not is_official:
+        row = dataclasses.replace(row, turns=(), open_role="vuser")
+    row = dataclasses.replace(row, template=settings.template)
+    longest = inputs.prepare(row, model.config, model.tokenizer).length + _MARKS
+    if config.graph.enabled:
+        runs = 2 if config.graph.placement == "after_question" else 1
+        longest += runs * config.graph.num_nodes
+    longest += settings.question_tokens + settings.answer_tokens
+    longest += settings.description_tokens if is_official else 0
+    if longest > config.llm.max_positions:
+        raise errors.SgqlmError(
+            "the model is too short for an image with questions and answers",
+            where=flag,
+            why=f"it has {config.llm.max_positions} positions, and they can take {longest}",
+            fix=f"give a smaller {flag}",
+        )
+
+
+def _answer(model, rows, asked, places, settings: Settings) -> dict[tuple[int, int], str]:
+    given = ask.answer_own(
+        model,
+        [rows[at] for at, _ in places],
+        [asked[at][number] for at, number in places],
         max_new_tokens=settings.answer_tokens,
-        sampling=sample.Sampling(CONSISTENCY_TEMPERATURE),
-        seed=seed,
         batch_size=settings.batch_size,
     )
-    return [
-        round(metrics.agreement(given[i : i + times]), 4)
-        for i in range(0, len(asked) * times, times)
-    ]
+    return dict(zip(places, given, strict=True))
+
+
+def _agreement(
+    model, rows, asked, places, settings: Settings, seeds
+) -> dict[tuple[int, int], float]:
+    """Answer each question several times and compare: what the image shows is answered alike."""
+    times = settings.consistency
+    if not times:
+        return {}
+    draws, counts = [], collections.Counter()
+    for at, _ in places:
+        draws += [(seeds[at], counts[at] + k) for k in range(times)]
+        counts[at] += times
+    given = model.respond(
+        [ask.own_turn(rows[at], asked[at][number]) for at, number in places for _ in range(times)],
+        max_new_tokens=settings.answer_tokens,
+        sampling=sample.Sampling(CONSISTENCY_TEMPERATURE),
+        draws=draws,
+        batch_size=settings.batch_size,
+    )
+    return {
+        place: round(metrics.agreement(given[i * times : (i + 1) * times]), 4)
+        for i, place in enumerate(places)
+    }
 
 
 class QuestionFile:
@@ -220,8 +283,10 @@ def told(found: Mapping[str, Any]) -> list[str]:
 def run(
     names: Sequence[str],
     out: QuestionFile,
-    ask_about: Callable[[str], Mapping[str, Any]],
+    load: Callable[[str], Any],
+    ask_about: Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, Any]]],
     *,
+    at_once: int = 1,
     update: Callable[[int], None] = lambda done: None,
 ) -> dict[str, errors.SgqlmError]:
     """Ask about the images that are not in the file yet.
@@ -229,7 +294,9 @@ def run(
     Args:
         names: the images.
         out: takes the questions.
-        ask_about: name -> what `about` returns.
+        load: name -> image, or what else `ask_about` wants.
+        ask_about: names and what was loaded -> what `about_each` returns.
+        at_once: images of one call of `ask_about`.
         update: told how many images are done.
 
     Returns:
@@ -238,20 +305,38 @@ def run(
     Raises:
         SgqlmError: something other than an image is wrong.
     """
-    failed = {}
-    done = sum(name in out.done for name in names)
-    for name in names:
-        if name in out.done:
-            continue
-        try:
-            out.add(name, ask_about(name))
-        except errors.SgqlmError as error:
-            if error.code != errors.DATA:
-                raise
-            failed[name] = error
-        done += 1
-        update(done)
+    todo = [name for name in names if name not in out.done]
+    failed: dict[str, errors.SgqlmError] = {}
+    for start in range(0, len(todo), at_once):
+        chunk = todo[start : start + at_once]
+        found = _ask(chunk, load, ask_about)
+        for name in chunk:
+            if isinstance(found[name], errors.SgqlmError):
+                failed[name] = found[name]
+            else:
+                out.add(name, found[name])
+        update(len(names) - len(todo) + start + len(chunk))
     return failed
+
+
+def _ask(chunk: Sequence[str], load: Callable, ask_about: Callable) -> dict[str, Any]:
+    """Return what was asked about each image, or its error."""
+    loaded = {name: _attempt(lambda one: [load(*one)], [name])[0] for name in chunk}
+    good = [name for name in chunk if not isinstance(loaded[name], errors.SgqlmError)]
+    asked = _attempt(lambda some: ask_about(some, [loaded[name] for name in some]), good)
+    return loaded | dict(zip(good, asked, strict=True))
+
+
+def _attempt(work: Callable[[Sequence[str]], Sequence], names: Sequence[str]) -> list:
+    """Return what `work` makes of the images; if it fails, of each alone, or the error of that."""
+    try:
+        return list(work(names)) if names else []
+    except errors.SgqlmError as error:
+        if error.code != errors.DATA:
+            raise
+        if len(names) == 1:
+            return [error]
+        return [found for name in names for found in _attempt(work, [name])]
 
 
 def _seed(seed: int, name: str) -> int:

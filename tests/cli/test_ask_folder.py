@@ -68,14 +68,15 @@ def test_folder_is_asked_about_measured_and_resumed(ask, photos, tmp_path, capsy
     assert len(lines(tmp_path)) == 3
 
 
-@pytest.mark.slow
-def test_order_and_rest_of_the_folder_change_no_question(ask, photos, tmp_path):
-    assert ask("--entities=none") == errors.OK
+def test_batch_and_rest_of_the_folder_change_no_question(ask, photos, tmp_path):
+    words = ("--entities=none", "--flow=official")
+    assert ask(*words, "--batch-size=4") == errors.OK
     both = lines(tmp_path)
+    assert both[0]["questions"] != both[1]["questions"]
     for path in tmp_path.glob("q.jsonl*"):
         path.unlink()
     (photos / "a.png").unlink()
-    assert ask("--entities=none") == errors.OK
+    assert ask(*words, "--batch-size=1") == errors.OK
     assert lines(tmp_path) == both[1:]
 
 
@@ -105,12 +106,19 @@ def test_questions_are_scored_by_clip(ask, tmp_path, capsys):
         (["--out=q", "--top-k=-1"], "--top-k"),
         (["--out=q", "--temperature=-1"], "--temperature"),
         (["--out=q", "--consistency=1"], "2 or more"),
+        (["--out=q", "--batch-size=-1"], "--batch-size"),
         (["--out=.", "--entities=none"], "--out is a folder"),
     ],
 )
 def test_wrong_flags_are_refused_before_the_model_is_loaded(words, told, photos, capsys):
     assert run("ask", "--checkpoint=none", f"--images={photos}", *words) == errors.USAGE
     assert told in capsys.readouterr().err
+
+
+def test_lengths_that_do_not_fit_are_told(ask, tmp_path, capsys):
+    assert ask("--entities=none", "--max-new-tokens=400") == errors.USAGE
+    assert "give a smaller --max-new-tokens" in capsys.readouterr().err
+    assert not (tmp_path / "q.jsonl").exists()
 
 
 def test_wrong_folders_are_refused(ask, tmp_path, capsys):

@@ -5,16 +5,15 @@ import sys
 
 import pytest
 
-from tests import paths
+from tests import paths, xla
 
 
 @pytest.fixture(scope="module")
 def found():
-    flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-m", "tests.decode.eight_devices"],
         cwd=paths.ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": xla.flags(8), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -47,10 +48,15 @@ def collate(model, rows, length=None):
     return inputs.collate(prepared, length, model.config.model)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def log_probabilities(params, cfg, batch):
+    hidden, _ = vlm.forward(params, cfg, batch)
+    return jax.nn.log_softmax(vlm.head(params, cfg, hidden))
+
+
 def expected(model, rows) -> np.ndarray:
     """Score every continuation in a sequence of its own."""
     cfg, out = model.config.model, []
-    forward = jax.jit(vlm.forward, static_argnums=1)
     for item in prepare(model, rows):
         longer = [
             item._replace(
@@ -59,10 +65,10 @@ def expected(model, rows) -> np.ndarray:
             for ids in IDS
         ]
         batch = inputs.collate(longer, generate.bucket(item.length + 4), cfg)
-        hidden, _ = forward(model.params, cfg, batch)
         out.append([])
-        for logits, ids in zip(vlm.head(model.params, cfg, hidden), IDS, strict=True):
-            taken = jax.nn.log_softmax(logits)[item.length - 1 : item.length - 1 + len(ids)]
+        found = np.asarray(log_probabilities(model.params, cfg, batch))
+        for values, ids in zip(found, IDS, strict=True):
+            taken = values[item.length - 1 : item.length - 1 + len(ids)]
             out[-1].append(float(taken[np.arange(len(ids)), np.array(ids)].sum()))
     return np.array(out)
 
@@ -73,7 +79,8 @@ def test_a_continuation_scores_as_in_a_sequence_of_its_own(model, asked, placeme
     settings = dataclasses.replace(model.config.model, graph=graph)
     settings = dataclasses.replace(model.config, model=settings)
     model = model_lib.VisionLanguageModel(settings, model.params, model.tokenizer)
-    found = make(model).score(collate(model, asked), score.choices(IDS))
+    scorer = make(model)
+    found = scorer.score(collate(model, asked), score.choices(IDS))
     wanted = expected(model, asked)
     assert found.dtype == np.float32 and wanted.std(0).min() > 0.01
     np.testing.assert_allclose(found, wanted, **CLOSE)
@@ -81,7 +88,7 @@ def test_a_continuation_scores_as_in_a_sequence_of_its_own(model, asked, placeme
     about_one = collate(model, asked[:3])
     tokens = model.config.model.num_image_tokens
     assert score.shared_length(about_one) > tokens  # the image is run once for all its questions
-    found = make(model).score(about_one, score.choices(IDS))
+    found = scorer.score(about_one, score.choices(IDS))
     np.testing.assert_allclose(found, wanted[:3], **CLOSE)
 
 

@@ -60,7 +60,7 @@ class Says(model_lib.VisionLanguageModel):
         super().__init__(model.config, model.params, model.tokenizer)
         self.texts = texts
 
-    def respond(self, rows, *, max_new_tokens, sampling, seed, batch_size):
+    def respond(self, rows, *, max_new_tokens, sampling, batch_size, draws=None):
         if rows and rows[0].open_role == "vuser":
             return list(self.texts)
         return [f"answer {i % 2 if sampling.temperature else 'sure'}" for i in range(len(rows))]
@@ -75,23 +75,72 @@ def test_questions_that_no_conversation_holds_stay_unanswered(model, row):
     assert found["agreement"] == [0.5, None, None, 0.5]  # one word of two
 
 
+def test_many_images_give_what_each_gives_alone(model):
+    cases = scenes.make_cases(tiny_model.SCENES, count=2)
+    rows = [inputs.Row((), case.image, case.entities) for case in cases]
+    asked = settings(flow="official", sampling=ask.OFFICIAL, consistency=2, batch_size=4)
+    alone = [
+        self_questioning.about(model, row, asked, name=name)
+        for row, name in zip(rows, "ab", strict=True)
+    ]
+    assert self_questioning.about_each(model, rows, asked, names=["a", "b"]) == alone
+    assert self_questioning.about_each(model, [], asked, names=[]) == []
+
+
+def test_a_description_that_no_conversation_holds_is_left_out(row):
+    class Silent(Says):
+        """Describes nothing, and keeps what it is asked."""
+
+        def respond(self, rows, *, max_new_tokens, **more):
+            self.seen = rows
+            if rows[0].turns[-1:] == [inputs.human(ask.FIRST_TURN)]:
+                return [""] * len(rows)
+            return super().respond(rows, max_new_tokens=max_new_tokens, **more)
+
+    silent = Silent(tiny_model.make(), "is it?")
+    found = self_questioning.about(silent, row, settings(flow="official", count=1))
+    assert found["description"] == "" and found["answers"] == ["answer sure"]
+    assert [turn["value"] for turn in silent.seen[0].turns] == ["is it?"]
+
+
+def test_lengths_that_the_model_cannot_hold_are_refused_before_it_runs(model):
+    self_questioning.check_room(model, settings(flow="official"), flag="--x")
+    long = settings(flow="official", description_tokens=300, question_tokens=150)
+    with pytest.raises(errors.SgqlmError, match="too short for an image") as told:
+        self_questioning.check_room(model, long, flag="--x")
+    assert "512 positions" in told.value.why and "smaller --x" in told.value.fix
+
+
 def test_a_run_goes_on_and_tries_again_what_went_wrong(tmp_path):
-    def asked(name):
+    calls = []
+
+    def load(name):
         if name == "bad":
             raise errors.SgqlmError("cannot be read", code=errors.DATA)
-        return {"questions": [f"what is {name}?"], "answers": ["it"], "unanswered": []}
+        return name.upper()
+
+    def asked(names, loaded):
+        calls.append(list(names))
+        assert list(loaded) == [name.upper() for name in names]
+        if "odd" in names:
+            raise errors.SgqlmError("cannot be asked about", code=errors.DATA)
+        return [{"questions": [f"what is {name}?"], "answers": ["it"]} for name in names]
 
     path, told = tmp_path / "deep" / "q.jsonl", []
     out = self_questioning.QuestionFile(path, {"seed": 0})
-    failed = self_questioning.run(["a", "bad", "b"], out, asked, update=told.append)
-    assert list(failed) == ["bad"]
-    assert told == [1, 2, 3]
+    names = ["a", "bad", "odd", "b"]
+    failed = self_questioning.run(names, out, load, asked, at_once=3, update=told.append)
+    assert {name: error.what for name, error in failed.items()} == {
+        "bad": "cannot be read", "odd": "cannot be asked about"
+    }  # fmt: skip
+    assert calls == [["a", "odd"], ["a"], ["odd"], ["b"]]  # each alone only where one is wrong
+    assert told == [3, 4]
     with path.open("ab") as file:
         file.write(b'{"image": "c", "quest')  # killed while it wrote
-    seen = []
     again = self_questioning.QuestionFile(path, {"seed": 0})
-    self_questioning.run(["a", "b", "c"], again, lambda name: seen.append(name) or asked(name))
-    assert seen == ["c"]
+    calls.clear()
+    self_questioning.run(["a", "b", "c"], again, load, asked, at_once=3)
+    assert calls == [["c"]]
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["image"] for line in lines] == ["a", "b", "c"]
     assert lines == self_questioning.read(path)
@@ -100,11 +149,12 @@ def test_a_run_goes_on_and_tries_again_what_went_wrong(tmp_path):
 
 
 def test_errors_that_are_no_fault_of_an_image_end_the_run(tmp_path):
-    def asked(name):
+    def asked(names, loaded):
         raise errors.SgqlmError("no memory", code=errors.RESOURCES)
 
+    out = self_questioning.QuestionFile(tmp_path / "q.jsonl", {})
     with pytest.raises(errors.SgqlmError, match="no memory"):
-        self_questioning.run(["a"], self_questioning.QuestionFile(tmp_path / "q.jsonl", {}), asked)
+        self_questioning.run(["a", "b"], out, str, asked, at_once=2)
 
 
 def test_files_of_others_are_refused(tmp_path):
