@@ -17,6 +17,8 @@ from typing import Any, Literal
 from sgqlm import config, errors
 
 _FLAG = "--config"
+# endings by which somebody means a file
+_FILES = {".json", ".jsonl", ".html", ".md", ".txt", ".csv", ".tsv", ".xlsx", ".gz"}
 
 
 def load_config(argv: Sequence[str]) -> tuple[config.Config, list[str]]:
@@ -116,9 +118,64 @@ def force_host_devices(settings: config.Config) -> None:
         count *= size
     processes = os.environ.get("JAX_NUM_PROCESSES", "1")  # each of them shows its own share
     count //= max(int(processes), 1) if processes.isdecimal() else 1
+    force_devices(count)
+
+
+def force_devices(count: int) -> None:
+    """Let the CPU backend show that many devices; see `force_host_devices`."""
     flags = os.environ.get("XLA_FLAGS", "")
     if count > 1 and "xla_force_host_platform_device_count" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Return the sizes that `--mesh data=1,fsdp=8,tensor=1` names.
+
+    Raises:
+        SgqlmError: a word is no axis with a size.
+    """
+    found = {}
+    for word in text.split(","):
+        name, _, size = word.partition("=")
+        if not size.removeprefix("-").isdecimal():
+            raise errors.SgqlmError(
+                f"{word!r} is no axis of a mesh",
+                where=f"--mesh {text}",
+                fix="write --mesh data=1,fsdp=8,tensor=1",
+            )
+        found[name.strip()] = int(size)
+    return found
+
+
+def check_folder(path: pathlib.Path, flag: str = "--out") -> None:
+    """Refuse an output that must be a folder, and is a file or has the name of one.
+
+    Raises:
+        SgqlmError: it is.
+    """
+    if path.is_file() or (path.suffix.lower() in _FILES and not path.is_dir()):
+        what = "the output is a file" if path.is_file() else "the output has the name of a file"
+        fix = f"name a folder, such as {path.with_suffix('')}"
+        raise errors.SgqlmError(what, where=f"{flag}={path}", why="a folder is written", fix=fix)
+
+
+def check_file(path: pathlib.Path, suffixes: Sequence[str], flag: str = "--out") -> None:
+    """Refuse an output that must be a file, and is a folder or has another ending.
+
+    Args:
+        path: the output.
+        suffixes: of which the file has one.
+        flag: the flag that names it, for messages.
+
+    Raises:
+        SgqlmError: it is a folder, or ends otherwise.
+    """
+    if path.is_dir() or path.suffix.lower() not in suffixes:
+        what = "the output is a folder" if path.is_dir() else "the output has another ending"
+        good = path / f"report{suffixes[0]}" if path.is_dir() else path.with_suffix(suffixes[0])
+        why = f"one file is written, {' or '.join(dict.fromkeys(suffixes))}"
+        fix = f"name a file, such as {good}"
+        raise errors.SgqlmError(what, where=f"{flag}={path}", why=why, fix=fix)
 
 
 def refuse_rest(rest: Sequence[str], known: Sequence[str] = ()) -> None:

@@ -125,7 +125,7 @@ def read(argv: Sequence[str]) -> Request:
 
 
 def _mesh(text: str | None, settings: config.Config, topology) -> dict[str, int]:
-    sizes = _parse_mesh(text) if text else dict(settings.train.mesh)
+    sizes = common.parse_mesh(text) if text else dict(settings.train.mesh)
     where = f"--mesh {text}" if text else "config.train.mesh"
     if unknown := set(sizes) - set(_AXES):
         name = sorted(unknown)[0]
@@ -151,20 +151,6 @@ def _mesh(text: str | None, settings: config.Config, topology) -> dict[str, int]
             f"--mesh data=1,fsdp={wanted or 8},tensor=1",
         )
     return mesh
-
-
-def _parse_mesh(text: str) -> dict[str, int]:
-    found = {}
-    for word in text.split(","):
-        name, _, size = word.partition("=")
-        if not size.lstrip("-").isdecimal():
-            raise errors.SgqlmError(
-                f"{word!r} is no axis of a mesh",
-                where=f"--mesh {text}",
-                fix="write --mesh data=1,fsdp=8,tensor=1",
-            )
-        found[name.strip()] = int(size)
-    return found
 
 
 def _with_stages(settings: config.Config, names, mesh) -> config.Config:

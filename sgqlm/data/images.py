@@ -8,6 +8,7 @@ import threading
 import warnings
 
 import numpy as np
+import PIL
 from PIL import ExifTags, Image
 
 from sgqlm import errors
@@ -64,11 +65,17 @@ def open_image(source: ImageSource, *, where: str = "") -> Image.Image:
         raise _problem("the image is too large", where, limit, "scale it down") from error
     except _BROKEN as error:
         fix = "replace the file, or remove its record"
-        why = "the file is empty" if _is_empty(source) else str(error)
+        why = "the file is empty" if _is_empty(source) else _why(error)
         raise _problem("the image cannot be decoded", where, why, fix) from error
     if orientation != 1:
         picture = picture.transpose(_UPRIGHT[orientation])
     return picture
+
+
+def _why(error: Exception) -> str:
+    """Return what PIL says, without the place in memory that it puts there for open files."""
+    unknown = isinstance(error, PIL.UnidentifiedImageError)
+    return "it is no picture of a known format" if unknown else str(error)
 
 
 def upright_size(data: bytes, *, where: str = "") -> tuple[int, int]:
@@ -80,7 +87,7 @@ def upright_size(data: bytes, *, where: str = "") -> tuple[int, int]:
             width, height = image.size
     except (*_BROKEN, Image.DecompressionBombError) as error:
         fix = "replace the file, or remove its record"
-        raise _problem("the image cannot be decoded", where, str(error), fix) from error
+        raise _problem("the image cannot be decoded", where, _why(error), fix) from error
     return (height, width) if orientation >= 5 else (width, height)
 
 

@@ -28,15 +28,12 @@ class AnswerFile:
         self.path = pathlib.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
+        whole = cut_unfinished(self.path)
         wanted = json.loads(json.dumps(header))
         self.done: set[str] = set()
         if whole:
             found, lines = read(self.path)
-            _compare(found, wanted, self.path)
+            compare(found, wanted, self.path)
             self.done = {line["key"] for line in lines}
         self._file = self.path.open("a", encoding="utf-8")
         if not whole:
@@ -64,6 +61,15 @@ class AnswerFile:
             self._file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def cut_unfinished(path: pathlib.Path) -> int:
+    """Cut off a last line that a killed run left unfinished; return the bytes of the others."""
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+    return whole
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -127,7 +133,12 @@ def _damaged(path: pathlib.Path, number: int, why: str) -> errors.SgqlmError:
     )
 
 
-def _compare(found: Mapping, wanted: Mapping, path: pathlib.Path) -> None:
+def compare(found: Mapping, wanted: Mapping, path: pathlib.Path) -> None:
+    """Refuse a file whose header differs from the one that is wanted.
+
+    Raises:
+        SgqlmError: it does; what differs is told.
+    """
     names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if names:
         told = [

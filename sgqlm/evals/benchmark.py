@@ -5,19 +5,21 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sgqlm import errors
 from sgqlm import model as model_lib
 from sgqlm.data import graphs, images, records
 from sgqlm.decode import inputs
-from sgqlm.evals import answers, questions
+from sgqlm.evals import answers, questions, sharing
 from sgqlm.evals import tasks as tasks_lib
 
 PROGRESS, ANSWERS, ASKED, REPORT = (
     "progress.jsonl", "answers.jsonl", "questions.jsonl", "report.json",
 )  # fmt: skip
+_CHECKED = 64  # images that are compared with the entity store before anything is asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,24 @@ class Job:
     entities: "Entities | None" = None
 
 
+class Said(NamedTuple):
+    """What the model said to one question.
+
+    Attributes:
+        text: the answer; empty after an error.
+        error: why there is none.
+        metadata: json values that the answer file keeps beside it.
+    """
+
+    text: str
+    error: str = ""
+    metadata: Mapping[str, Any] = types.MappingProxyType({})
+
+
+# positions of questions and their rows, or why one has none -> one `Said` each, in their order
+Respond = Callable[[Sequence[int], Sequence[inputs.Row | str]], Sequence[Said]]
+
+
 class Entities:
     """Entities of the images of a benchmark, by the names of the images.
 
@@ -62,7 +82,7 @@ class Entities:
         job: whose images it must have.
 
     Raises:
-        SgqlmError: an image that is there has no row.
+        SgqlmError: an image that is there has no row, or some are not those of the store.
     """
 
     def __init__(self, folder: pathlib.Path, job: Job):
@@ -88,13 +108,38 @@ class Entities:
                 + ("; --unpack=FOLDER writes those of MMBench" if job.place.task.is_rolled else ""),
                 code=errors.DATA,
             )
+        self._place = job.place
+        there = list({q.image: q for q in (job.questions[at] for at in job.chosen)}.values())
+        for question in there[:: max(1, len(there) // _CHECKED)]:  # the others as they are asked
+            self._check(question)
 
     def get(self, question: questions.Question) -> graphs.Entities | None:
-        """Return the entities of the image of a question; None where the extraction failed."""
+        """Return the entities of the image of a question; None where the extraction failed.
+
+        Raises:
+            SgqlmError: the image is not the one in which they were found.
+        """
         row = self._rows.get(question.image)
         if row is None or self.store.status(row).startswith("error"):
             return None
+        self._check(question)
         return self.store[row]
+
+    def _check(self, question: questions.Question) -> None:
+        row, path = self._rows.get(question.image), self._place.image(question)
+        known = "" if row is None else self.store.image_digest(row)
+        if not known or (question.data is None and not path.is_file()):
+            return
+        held = question.data
+        found = records.file_digest(path) if held is None else hashlib.sha256(held).hexdigest()
+        if found != known:
+            raise errors.SgqlmError(
+                "the entities are those of another image",
+                where=f"{self.store.folder}: {question.image}",
+                why="the file has changed since, or another one has its name",
+                fix="extract the entities of these images again",
+                code=errors.DATA,
+            )
 
 
 def _keys(place: tasks_lib.Place, question: questions.Question) -> list[str]:
@@ -160,16 +205,12 @@ def header(model: model_lib.VisionLanguageModel, job: Job, settings: Settings) -
         "checkpoint": settings.checkpoint,
         "model_id": settings.model_id,
         "questions": questions.digest(job.questions),
-        "entities": _digest(store.store.manifest) if store else "none",
+        "entities": store.store.manifest_digest if store else "none",
         "template": text.template,
         "system": text.system,
         "max_new_tokens": _room(job, settings),
         "image_fit": model.config.model.image_fit,
     }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _room(job: Job, settings: Settings) -> int:
@@ -192,51 +233,83 @@ def check_room(model: model_lib.VisionLanguageModel, job: Job, settings: Setting
         )
 
 
+def plan(job: Job, folder: pathlib.Path, about: Mapping[str, Any]) -> list[int]:
+    """Return the positions of the chosen questions without an answer, those with long text first.
+
+    Args:
+        job: what to ask.
+        folder: of this benchmark's results, with the answers of all processes so far.
+        about: see `header`.
+
+    Raises:
+        SgqlmError: the folder has answers to another evaluation.
+    """
+    done = sharing.known(folder / PROGRESS, about)
+    todo = [at for at in job.chosen if str(at) not in done]
+    return sorted(todo, key=lambda at: -len(job.questions[at].text))
+
+
 def run(
-    model: model_lib.VisionLanguageModel,
     job: Job,
-    settings: Settings,
+    todo: Sequence[int],
     out: answers.AnswerFile,
+    respond: Respond,
     *,
+    model_id: str,
     batch_size: int = 16,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Answer the chosen questions greedily, where `out` has no answer yet.
+    """Answer questions where `out` has no answer yet.
 
-    Answers are appended batch by batch, the longest questions first. A question whose image cannot
-    be read, or that the model cannot hold, gets an empty answer with `metadata.error`.
+    Answers are appended batch by batch. A question whose image cannot be read, or that the model
+    cannot hold, gets an empty answer with `metadata.error`.
 
     Args:
-        model: the model, see `with_template`.
         job: what to ask.
-        settings: see the class.
+        todo: positions of the questions, those of one batch beside each other.
         out: receives one line a question; its header is that of `header`.
+        respond: answers a batch, see `greedy`.
+        model_id: name of the model in the answers.
         batch_size: questions that run at once; the answers do not depend on it.
-        progress: told how many of the chosen questions have an answer.
+        progress: told how many of `todo` have an answer.
     """
-    todo = [at for at in job.chosen if str(at) not in out.done]
-    todo.sort(key=lambda at: -len(job.questions[at].text))
-    done = len(job.chosen) - len(todo)
-    for batch, rows in _ahead(
-        job, [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
-    ):
-        texts = _respond(model, rows, _room(job, settings), batch_size)
+    left = [at for at in todo if str(at) not in out.done]
+    done = len(todo) - len(left)
+    batches = [left[i : i + batch_size] for i in range(0, len(left), batch_size)]
+    for batch, rows in _ahead(job, batches):
+        given = respond(batch, rows)
         out.extend(
             [
-                _line(at, job.questions[at], said, settings.model_id)
-                for at, said in zip(batch, texts, strict=True)
+                _line(at, job.questions[at], said, model_id)
+                for at, said in zip(batch, given, strict=True)
             ]
         )
         done += len(batch)
         progress(done)
 
 
+def greedy(
+    model: model_lib.VisionLanguageModel, job: Job, settings: Settings, *, batch_size: int
+) -> Respond:
+    """Return what answers a batch of `run` greedily, as the papers do.
+
+    Args:
+        model: the model, see `with_template`.
+        job: of the questions.
+        settings: see the class.
+        batch_size: questions that run at once.
+    """
+    room = _room(job, settings)
+    return lambda batch, rows: _respond(model, rows, room, batch_size)
+
+
 def forget_errors(path: pathlib.Path) -> None:
-    """Take answers with an error out of a file of `run`, so that they are asked again."""
-    if path.is_file():
-        head, lines = answers.read(path)
-        kept = [line for line in lines if not line["metadata"].get("error")]
-        answers.write(path, [head, *kept])
+    """Take answers with an error out of the files of `run`, so that they are asked again."""
+    for file in sharing.files(path):
+        if answers.cut_unfinished(file):
+            head, lines = answers.read(file)
+            kept = [line for line in lines if not line["metadata"].get("error")]
+            answers.write(file, [head, *kept])
 
 
 def collect(job: Job, folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -244,13 +317,13 @@ def collect(job: Job, folder: pathlib.Path) -> list[dict[str, Any]]:
 
     Args:
         job: what was asked.
-        folder: of this benchmark's results.
+        folder: of this benchmark's results; all processes have finished their share.
 
     Returns:
         The answers.
     """
-    found = {line.pop("key"): line for line in answers.read(folder / PROGRESS)[1]}
-    ordered = [found[str(at)] for at in job.chosen]
+    found = sharing.wait_for(folder / PROGRESS, [str(at) for at in job.chosen])
+    ordered = [{k: v for k, v in line.items() if k != "key"} for line in found]
     answers.write(folder / ANSWERS, ordered)
     return ordered
 
@@ -282,36 +355,35 @@ def _row(job: Job, question: questions.Question) -> inputs.Row | str:
         return " ".join(str(error).split())
 
 
-def _respond(model, rows: Sequence[inputs.Row | str], room: int, size: int) -> list[tuple]:
-    """Return (text, error) of every row; one that the model refuses does not stop the others."""
-    out: list[tuple[str, str]] = [("", row if isinstance(row, str) else "") for row in rows]
+def _respond(model, rows: Sequence[inputs.Row | str], room: int, size: int) -> list[Said]:
+    """Answer every row; one that the model refuses does not stop the others."""
+    out = [Said("", row if isinstance(row, str) else "") for row in rows]
     good = [at for at, row in enumerate(rows) if not isinstance(row, str)]
     try:
         chosen = [rows[at] for at in good]
         found = model.respond(chosen, max_new_tokens=room, batch_size=size) if good else []
-        texts = [(text, "") for text in found]
+        given = [Said(text) for text in found]
     except errors.SgqlmError as error:
         if error.code not in (errors.USAGE, errors.DATA):
             raise
         if len(good) > 1:
-            texts = [_respond(model, [rows[at]], room, size)[0] for at in good]
+            given = [_respond(model, [rows[at]], room, size)[0] for at in good]
         else:
-            texts = [("", " ".join(str(error).split()))]
-    for at, text in zip(good, texts, strict=True):
-        out[at] = text
+            given = [Said("", " ".join(str(error).split()))]
+    for at, said in zip(good, given, strict=True):
+        out[at] = said
     return out
 
 
-def _line(at: int, question: questions.Question, said: tuple, model_id: str) -> dict[str, Any]:
-    text, error = said
-    about = json.dumps([model_id, at, str(question.id), text]).encode()
+def _line(at: int, question: questions.Question, said: Said, model_id: str) -> dict[str, Any]:
+    about = json.dumps([model_id, at, str(question.id), said.text]).encode()
     return {
         "key": str(at),
         "question_id": question.id,
         "prompt": question.prompt,
-        "text": text,
+        "text": said.text,
         "answer_id": hashlib.sha256(about).hexdigest()[:22],
         "model_id": model_id,
-        "metadata": {"error": error} if error else {},
+        "metadata": {**said.metadata, **({"error": said.error} if said.error else {})},
         **question.more,
     }

@@ -15,12 +15,16 @@ from jax.experimental import multihost_utils
 from sgqlm import errors
 
 TIMEOUT_SECONDS = 300
+HEARTBEAT_SECONDS = 100  # as jax has it
 SWITCH = "SGQLM_DISTRIBUTED"  # set to 1 where jax finds everything by itself, as on TPU hosts
 SHARED_SECONDS = 30  # how long a network disk may take to show a new file
 
 
 def initialize(
-    environment: Mapping[str, str] | None = None, *, timeout: int = TIMEOUT_SECONDS
+    environment: Mapping[str, str] | None = None,
+    *,
+    timeout: int = TIMEOUT_SECONDS,
+    heartbeat: int = HEARTBEAT_SECONDS,
 ) -> None:
     """Join the other processes when the environment describes several; call before any array.
 
@@ -32,6 +36,7 @@ def initialize(
     Args:
         environment: the environment variables, default those of the process.
         timeout: seconds to wait for the others.
+        heartbeat: seconds without a sign of one process after which jax ends all of them.
 
     Raises:
         SgqlmError: a variable is missing or wrong, or the other processes did not come in time.
@@ -40,7 +45,7 @@ def initialize(
     found = options(env)
     if found is None or jax.distributed.is_initialized():
         return
-    failure = _join(found, timeout)
+    failure = _join(found, timeout, heartbeat)
     if failure:
         raise errors.SgqlmError(
             f"the processes of this run did not find each other within {timeout} s",
@@ -139,12 +144,20 @@ def from_main(make: Callable[[], bytes], what: str) -> bytes:
     return np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes()
 
 
-def check_shared(folder: pathlib.Path, *, patience: float = SHARED_SECONDS) -> None:
+def check_shared(
+    folder: pathlib.Path,
+    *,
+    patience: float = SHARED_SECONDS,
+    what: str = "the work directory",
+    fix: str = "give a config.train.workdir on a disk that all hosts mount",
+) -> None:
     """Make sure that all processes see the same folder: the main one leaves a file for the others.
 
     Args:
         folder: exists for the main process.
         patience: seconds to wait for the file.
+        what: the folder is, for messages.
+        fix: what to do where it is not shared.
 
     Raises:
         SgqlmError: some process does not see the file.
@@ -153,7 +166,7 @@ def check_shared(folder: pathlib.Path, *, patience: float = SHARED_SECONDS) -> N
         return
     token = int(multihost_utils.broadcast_one_to_all(np.int32(time.time_ns() % 2**31)))
     file = folder / f".shared-{token}"
-    on_main(lambda: file.write_text(""), "write the work directory")
+    on_main(lambda: file.write_text(""), f"write {what}")
     began = time.monotonic()
     while not (is_seen := file.exists()) and time.monotonic() - began < patience:
         time.sleep(0.2)
@@ -163,15 +176,15 @@ def check_shared(folder: pathlib.Path, *, patience: float = SHARED_SECONDS) -> N
     if not seen.all():
         blind = ", ".join(map(str, np.flatnonzero(seen == 0)))
         raise errors.SgqlmError(
-            "the processes do not share the work directory",
+            f"the processes do not share {what}",
             where=str(folder),
             why=f"process {blind} does not see what process 0 writes there",
-            fix="give a config.train.workdir on a disk that all hosts mount",
+            fix=fix,
             code=errors.RESOURCES,
         )
 
 
-def _join(found: dict, timeout: int) -> str:
+def _join(found: dict, timeout: int, heartbeat: int) -> str:
     """Initialise jax and return what went wrong.
 
     At its own time limit jax aborts the process without an exception. It therefore waits longer, in
@@ -181,7 +194,11 @@ def _join(found: dict, timeout: int) -> str:
 
     def join():
         try:
-            jax.distributed.initialize(initialization_timeout=2 * timeout + 60, **found)
+            jax.distributed.initialize(
+                initialization_timeout=2 * timeout + 60,
+                heartbeat_timeout_seconds=heartbeat,
+                **found,
+            )
         except (RuntimeError, ValueError) as error:
             failures.append((str(error).splitlines() or [type(error).__name__])[0])
 
