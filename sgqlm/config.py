@@ -269,6 +269,7 @@ class EvalConfig:
     max_new_tokens: int = 16
     num_scenes: int = 500  # test scenes, or conversations of a data set, at most
     num_asked: int = 100
+    num_described: int = 32  # test scenes the model describes, for what it says that is not there
     ask_temperature: float = 0.7
     seed: int = 0
 

@@ -5,57 +5,141 @@ R@K, mR@K, ng-R@K, zR@K and F@K. The answers are kept; a run that was stopped go
 """
 
 import argparse
+import dataclasses
 import hashlib
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from sgqlm import errors
+from sgqlm import config, errors
 from sgqlm import model as model_lib
-from sgqlm.cli import common
+from sgqlm.cli import common, eval_model
+from sgqlm.data import records, sources
 from sgqlm.data.relations import annotations, types
 from sgqlm.evals import answers, ranking, relations, report, scene_graphs
 from sgqlm.evals.metrics import scene_graph
-from sgqlm.train import checkpoint, progress
+from sgqlm.train import progress
 
 ANSWERS, REPORT = "answers.jsonl", "report.json"
 MANY = 500  # predicates from which a list of the usual ones is advised
 
 
-def run(argv: list[str]) -> int:
-    """Run `sgqlm eval --tasks=relations`; return the exit code."""
-    parser = _parser("sgqlm eval --tasks=relations", __doc__)
-    parser.add_argument("--checkpoint", required=True, help="checkpoint, export or work directory")
-    parser.add_argument("--base", help="where the base weights lie, if they were moved")
-    parser.add_argument("--mode", choices=scene_graph.MODES, default="predcls")
-    parser.add_argument("--objects", help="list of names for --mode=sgcls; as --predicates")
-    parser.add_argument(
-        "--entities", default="", help="entity store the graph sees; objects of --mode=sgdet"
-    )
-    parser.add_argument("--pairs", choices=scene_graphs.PAIRS, default="all")
-    parser.add_argument("--max-pairs", type=int, default=0, help="of an image; 0: no limit")
-    parser.add_argument("--limit", type=int, default=0, help="images at most")
-    parser.add_argument(
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """All that is asked and compared, read before the model is.
+
+    Attributes:
+        items: annotated images of all splits.
+        data: those that are measured.
+        words: the predicates that count.
+        choice: entity store of the graph; empty for that of the data set.
+        entities: what that gives.
+        folder: of the results.
+    """
+
+    items: Sequence[types.Annotated]
+    data: scene_graphs.Data
+    words: relations.Words
+    choice: str
+    entities: sources.Joined | None
+    folder: pathlib.Path
+
+
+def add_flags(parser: argparse.ArgumentParser) -> list[str]:
+    """Add the flags of the task to those of all tasks; return their names in the parsed values."""
+    group = parser.add_argument_group("relations")
+    before = len(parser._actions)
+    _add_data_flags(group)
+    group.add_argument("--mode", choices=scene_graph.MODES, default="predcls")
+    group.add_argument("--objects", help="list of names for --mode=sgcls; as --predicates")
+    group.add_argument("--pairs", choices=scene_graphs.PAIRS, default="all")
+    group.add_argument("--max-pairs", type=int, default=0, help="of an image; 0: no limit")
+    group.add_argument(
         "--calibrate", action="store_true", help="subtract the likelihood without the image"
     )
-    parser.add_argument(
+    group.add_argument(
         "--per-token", action="store_true", help="mean over the tokens of a predicate, not the sum"
     )
-    args, rest = parser.parse_known_args(argv)
-    _check_counts(args, ("limit", "max_pairs"))
+    return [action.dest for action in parser._actions[before:]]
+
+
+def prepare(args: argparse.Namespace, *, is_alone: bool, has_files: bool) -> Prepared:
+    """Read the data set and all lists.
+
+    Args:
+        args: with the flags of `add_flags`, and `entities`, `limit` and `out`.
+        is_alone: whether no other task is measured; --out is then the folder of this one.
+        has_files: whether benchmarks are measured too; --entities is then first of all theirs, and
+            DIR/relations is that of the relations.
+
+    Raises:
+        SgqlmError: there is no data set, or something in it or in a list is wrong.
+    """
+    if args.data is None:
+        raise errors.SgqlmError(
+            "relations are measured on a data set, and none is named",
+            where="--data",
+            fix="give a folder that `sgqlm data relations` built",
+        )
+    if args.max_pairs < 0:
+        raise errors.SgqlmError("--max-pairs is below 0", where="--max-pairs", fix="give 0 for no "
+                                "limit")  # fmt: skip
+    if args.out:
+        common.check_folder(args.out)
     items = annotations.load(args.data)
     data = scene_graphs.open_data(args.data, items, args.split, limit=args.limit)
-    words = _words(args, items)
-    entities = scene_graphs.open_entities(args.data, args.mode, args.entities)
-    model = model_lib.load(args.checkpoint, base=args.base)
-    if entities is None and model.config.model.graph.enabled:
+    words, choice = _words(args, items), args.entities
+    own = pathlib.Path(choice) / scene_graphs.TASK
+    if not is_alone and choice not in ("", "none"):
+        has_own = (own / records.MANIFEST).is_file()
+        choice = str(own) if has_own else "" if has_files else choice
+    entities = scene_graphs.open_entities(args.data, args.mode, choice)
+    folder = own_folder(args) if is_alone else pathlib.Path()
+    return Prepared(items, data, words, choice, entities, folder)
+
+
+def own_folder(args: argparse.Namespace) -> pathlib.Path:
+    """Return where the results go when no other task is measured."""
+    name = f"{args.data.resolve().name}-{args.mode}" if args.data else scene_graphs.TASK
+    return args.out or pathlib.Path("runs/eval") / name
+
+
+def measure(
+    found: Prepared,
+    model: model_lib.VisionLanguageModel,
+    settings: config.Config,
+    source: eval_model.Source,
+    args: argparse.Namespace,
+) -> None:
+    """Predict the scene graphs, measure them and write the report.
+
+    Args:
+        found: of `prepare`, with the folder of the results.
+        model: the model.
+        settings: batch size of the evaluation.
+        source: where the model came from.
+        args: with the flags of `add_flags`.
+    """
+    if found.entities is None and model.config.model.graph.enabled:
         print("there are no entities: the model works without its graph", file=sys.stderr)
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    settings = _settings(args, data, words, items, model, rest, flags)
-    folder = args.out or pathlib.Path("runs/eval") / f"{args.data.resolve().name}-{args.mode}"
-    _predict(model, data, settings, folder, args, entities)
-    path = folder / ANSWERS
-    return _report(path, data, words, args, items, folder / REPORT)
+    names = ()
+    if args.mode == "sgcls":
+        listed = ranking.read_words(args.objects, "objects") if args.objects else None
+        listed = listed or relations.object_names(found.items)
+        names = tuple(dict.fromkeys(map(found.words.name, listed)))
+    asked = scene_graphs.Settings(
+        args.mode,
+        found.words.predicates,
+        names,
+        args.pairs,
+        args.max_pairs,
+        ranking.Options(settings.eval.batch_size, args.calibrate, args.per_token),
+        found.data.style,
+    )
+    _predict(model, found, asked, source, args)
+    path = found.folder / ANSWERS
+    _report(path, found.data, found.words, args, found.items, found.folder / REPORT)
 
 
 def score(argv: list[str]) -> int:
@@ -68,6 +152,10 @@ def score(argv: list[str]) -> int:
     parser.add_argument("file", type=pathlib.Path, help="answers.jsonl, or json lines of texts")
     args, rest = parser.parse_known_args(argv)
     common.refuse_rest(rest, ["--tasks", "--data", "--predicates", "--out"])
+    if args.out:
+        common.check_file(args.out, (".json",))
+    if args.out:
+        common.check_file(args.out, (".json",))
     items = annotations.load(args.data)
     data = scene_graphs.open_data(args.data, items, args.split)
     return _report(args.file, data, _words(args, items), args, items, args.out)
@@ -76,7 +164,15 @@ def score(argv: list[str]) -> int:
 def _parser(prog: str, about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=about)
     parser.add_argument("--tasks", "--task", choices=[scene_graphs.TASK], required=True)
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="built relation data set")
+    _add_data_flags(parser, required=True)
+    parser.add_argument("--out", type=pathlib.Path, help="also write the figures to this json file")
+    return parser
+
+
+def _add_data_flags(parser, *, required: bool = False) -> None:
+    parser.add_argument(
+        "--data", type=pathlib.Path, required=required, help="built relation data set"
+    )
     parser.add_argument("--split", default="", help="of --data; the test split where there is one")
     parser.add_argument(
         "--predicates",
@@ -95,12 +191,6 @@ def _parser(prog: str, about: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--matching", choices=scene_graph.MATCHING, default="instances")
     parser.add_argument("--boxes", action="store_true", help="compare boxes, also where masks are")
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        help="folder of the results (default runs/eval/DATA-MODE); of score: a json file",
-    )
-    return parser
 
 
 def _words(args: argparse.Namespace, items: Sequence[types.Annotated]) -> relations.Words:
@@ -115,36 +205,28 @@ def _words(args: argparse.Namespace, items: Sequence[types.Annotated]) -> relati
     return words
 
 
-def _settings(args, data, words, items, model, rest, flags) -> scene_graphs.Settings:
-    config = common.override_all(model.config, rest, flags)
-    names = ()
-    if args.mode == "sgcls":
-        listed = ranking.read_words(args.objects, "objects") if args.objects else None
-        names = tuple(dict.fromkeys(map(words.name, listed or relations.object_names(items))))
-    options = ranking.Options(config.eval.batch_size, args.calibrate, args.per_token)
-    return scene_graphs.Settings(
-        args.mode, words.predicates, names, args.pairs, args.max_pairs, options, data.style
-    )
-
-
-def _predict(model, data, settings, folder: pathlib.Path, args, entities) -> None:
+def _predict(
+    model, found: Prepared, settings: scene_graphs.Settings, source: eval_model.Source, args
+) -> None:
+    data, choice = found.data, found.choice
     about = {
-        "checkpoint": str(_resolved(args.checkpoint)),
+        "checkpoint": str(source.checkpoint),
         "data": _digest(args.data / annotations.FILE),
-        "entities": str(pathlib.Path(args.entities).resolve()) if args.entities else "",
+        "entities": str(pathlib.Path(choice).resolve()) if choice else "",
     }
-    total = len(data.items)
-    with answers.AnswerFile(folder / ANSWERS, scene_graphs.header(settings, about)) as out:
+    header = scene_graphs.header(settings, about)
+    with answers.AnswerFile(found.folder / ANSWERS, header) as out:
         done = sum(item.key in out.done for item in data.items)
         if done:
-            print(f"{done} of {total} images have an answer in {out.path}", file=sys.stderr)
-        with progress.Progress(f"{settings.mode} images", total, done=done) as bar:
+            told = f"{done} of {len(data.items)} images have an answer in {out.path}"
+            print(told, file=sys.stderr)
+        with progress.Progress(f"{settings.mode} images", len(data.items), done=done) as bar:
             scene_graphs.run(
                 model,
                 data,
                 settings,
                 out,
-                entities=entities,
+                entities=found.entities,
                 progress=bar.update,
             )
 
@@ -166,23 +248,18 @@ def _report(path: pathlib.Path, data, words, args, items, out: pathlib.Path | No
         result = relations.score_texts(path, data, words, zero_shot=zero_shot or None)
     print("\n".join(relations.lines(result)))
     if out is not None:
-        print(report.write(out, {"task": scene_graphs.TASK, **result}))
+        inner: dict[str, Any] = {**result["score"], "answers": [_beside(path, out)]}
+        inner["sha256"] = {inner["answers"][0]: records.file_digest(path)}
+        result = {"task": scene_graphs.TASK, **result, "score": inner}
+        print(report.write(out, result), flush=True)
     return errors.OK
 
 
-def _resolved(path: str) -> pathlib.Path:
-    """Return the checkpoint that a work directory stands for, as `model.load` takes it."""
-    found = checkpoint.find(path)
-    return (found[-1] if found else pathlib.Path(path)).resolve()
+def _beside(path: pathlib.Path, out: pathlib.Path) -> str:
+    """Return the name of the answers as the report is to tell it, such that both may be moved."""
+    return path.name if path.resolve().parent == out.resolve().parent else str(path)
 
 
 def _digest(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_counts(args: argparse.Namespace, names: Sequence[str]) -> None:
-    for name in names:
-        if getattr(args, name) < 0:
-            flag = "--" + name.replace("_", "-")
-            raise errors.SgqlmError(f"{flag} is below 0", where=flag, fix="give 0 for no limit")

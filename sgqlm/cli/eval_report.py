@@ -8,7 +8,8 @@ from typing import Any
 
 from sgqlm import errors
 from sgqlm.cli import common
-from sgqlm.evals import comparing, pictures, report, summary
+from sgqlm.evals import comparing, graph_views, measured, pictures, report, summary
+from sgqlm.train import progress
 from sgqlm.viz import eval_report, pages
 
 _ABOUT = (
@@ -29,21 +30,61 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the pages")
     parser.add_argument("--wrong", type=int, default=40, help="wrong answers of a report (40)")
     _add_pictures(parser)
+    parser.add_argument(
+        "--checkpoint", action="append", default=[], metavar="RUN",
+        help="the model that answered: its scene graphs of the wrong answers are drawn; once for "
+        "each model of the page",
+    )  # fmt: skip
+    parser.add_argument("--base", help="where the base weights lie, if they were moved")
+    parser.add_argument("--graphs", type=int, default=-1, help="graphs of a report (all shown)")
     args, rest = parser.parse_known_args(argv)
-    common.refuse_rest(rest, ("--out", "--wrong", "--images", "--entities"))
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    common.refuse_rest(rest, flags)
     _check(args)
-    drawer = pictures.Pictures(args.images, args.entities)
-    reports, other = comparing.find(args.reports)
+    viewer = graph_views.Viewer(args.checkpoint, base=args.base) if args.checkpoint else None
+    reports, other = measured.find(args.reports)
     if other:
         told = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
         print(f"{len(other)} json files are no reports of answers: {told}", file=sys.stderr)
-    known = [comparing.items_of(one) for one in reports]
+    for line in measured.left_out(args.reports):
+        print(f"left out: {line}", file=sys.stderr)
+    known = [measured.items_of(one) for one in reports]
+    drawer = _drawer(args, [items for items, _ in known])
     found = summary.build(reports, known, wrong=args.wrong)
-    body = _report_body(found, [items for items, _ in known], drawer)
+    seen = _seen(found, reports, [items for items, _ in known], drawer, viewer, args.graphs)
+    body = _report_body(found, [items for items, _ in known], drawer, seen)
     print("\n".join(_lines(*summary.cells(found["table"])[:2])))
     document = eval_report.page("Evaluation", body)
     _write(args.out, "evaluation", found, document, summary.markdown(found))
     return errors.OK
+
+
+def _seen(
+    found: Mapping[str, Any],
+    reports: Sequence[measured.Report],
+    known: Sequence[measured.Items],
+    drawer: pictures.Pictures,
+    viewer: graph_views.Viewer | None,
+    most: int,
+) -> list[Mapping[str, graph_views.View]]:
+    """Return the views of the wrong answers of each report, and put them into the json values."""
+    out = []
+    for part, one, items in zip(found["reports"], reports, known, strict=True):
+        shown = [wrong for wrong in part["wrong"]["shown"] if wrong["id"] in items]
+        shown = shown[: None if most < 0 else most] if viewer else []
+        asked = {wrong["id"]: items[wrong["id"]] for wrong in shown}
+        if viewer is None or not asked:
+            out.append({})
+            continue
+        with progress.Progress(f"graphs of {part['task']}, {part['name']}", len(asked)) as bar:
+            views, reasons = viewer.views(one, asked, drawer, bar.update)
+        part["notes"] += reasons
+        print("".join(f"{part['task']}, {part['name']}: {why}\n" for why in reasons), end="",
+              file=sys.stderr)  # fmt: skip
+        for wrong in shown:
+            wrong |= {"graph": views[wrong["id"]].told()} if wrong["id"] in views else {}
+        out.append(views)
+    return out
 
 
 def compare(argv: list[str]) -> int:
@@ -57,9 +98,9 @@ def compare(argv: list[str]) -> int:
     args, rest = parser.parse_known_args(argv)
     common.refuse_rest(rest, ("--out", "--wrong", "--images", "--entities"))
     _check(args)
-    drawer = pictures.Pictures(args.images, args.entities)
     pairs, notes = _pairs(args.first, args.second)
-    known = [[comparing.items_of(one)[0] for one in pair] for pair in pairs]
+    known = [[measured.items_of(one)[0] for one in pair] for pair in pairs]
+    drawer = _drawer(args, [first or second for first, second in known])
     done = comparing.adjusted(
         comparing.compare(*pair, items=(items[0], items[1]))
         for pair, items in zip(pairs, known, strict=True)
@@ -80,16 +121,25 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entities", type=pathlib.Path, help="entity store, drawn on --images")
 
 
+def _drawer(args: argparse.Namespace, known: Sequence[measured.Items]) -> pictures.Pictures:
+    has_pixels = any(item.pixels for items in known for item in items.values())
+    if args.entities and not args.images and not has_pixels:
+        fix = "name their folder with --images"
+        raise errors.SgqlmError("entities are drawn on images", where="--entities", fix=fix)
+    return pictures.Pictures(args.images, args.entities)
+
+
 def _check(args: argparse.Namespace) -> None:
     if not 0 <= args.wrong <= _MOST_WRONG:
         fix = f"give a number from 0 to {_MOST_WRONG}"
         raise errors.SgqlmError(f"{args.wrong} is out of range", where="--wrong", fix=fix)
-    if args.entities and not args.images:
-        fix = "name their folder with --images"
-        raise errors.SgqlmError("entities are drawn on images", where="--entities", fix=fix)
-    if args.out and args.out.is_file():
-        fix = "name a folder"
-        raise errors.SgqlmError("the output is a file", where=f"--out={args.out}", fix=fix)
+    if getattr(args, "graphs", -1) < -1:
+        raise errors.SgqlmError("--graphs is below 0", where="--graphs", fix="leave it out for all")
+    if getattr(args, "checkpoint", ()) and not args.entities:
+        fix = "name the store of the evaluation with --entities, and the pictures with --images"
+        raise errors.SgqlmError("a graph is of entities", where="--checkpoint", fix=fix)
+    if args.out:
+        common.check_folder(args.out)
     for path in [
         *getattr(args, "reports", ()),
         *(getattr(args, n, None) for n in ("first", "second")),
@@ -105,7 +155,7 @@ def _pairs(first: pathlib.Path, second: pathlib.Path):
     sides = []
     for path in (first, second):
         by_task = {}
-        for one in comparing.find([path])[0]:
+        for one in measured.find([path])[0]:
             if one.task in by_task:
                 raise errors.SgqlmError(
                     f"there are several reports of {one.task}",
@@ -129,28 +179,34 @@ def _pairs(first: pathlib.Path, second: pathlib.Path):
     return [(sides[0][task], sides[1][task]) for task in tasks], notes
 
 
-def _report_body(found: Mapping[str, Any], known: Sequence, drawer: pictures.Pictures) -> list[str]:
+def _report_body(
+    found: Mapping[str, Any],
+    known: Sequence,
+    drawer: pictures.Pictures,
+    seen: Sequence[Mapping[str, graph_views.View]],
+) -> list[str]:
     header, rows, notes = summary.cells(found["table"])
     notes = notes + found["table"]["notes"]
     notes += [f"{name}: {why}" for name, why in found["table"]["absent"].items()]
     titles = [f"{part['task']}: {part['name']}" for part in found["reports"]]
     ours = len(found["table"]["measured"])
     body = [eval_report.links(titles), eval_report.scores(header, rows, notes, ours=ours)]
+    for part in found["together"]:
+        body.append(pages.heading(f"{part['task']}: {len(part['names'])} models"))
+        body.append(eval_report.key(part["names"]))
+        body.append(pages.grid(eval_report.charts(part["families"], part["unit"])))
     for at, (part, items) in enumerate(zip(found["reports"], known, strict=True)):
-        charts = [
-            pages.card(
-                f"{family['title']}, {part['unit']}",
-                eval_report.chart(family["rows"], highest=family["highest"]),
-            )
-            for family in part["families"]
-        ]
+        charts = eval_report.charts(part["families"], part["unit"])
         lines = [summary.headline(part), *summary.facts(part)]
         lines.append(f"{part['count']:,} questions, from {part['file']}")
         body.append(eval_report.section(at, titles[at], lines, charts))
         wrong = part["wrong"]
         cards = [
             eval_report.item(
-                one, _picture(drawer, items, one), [("given", one.get("given"), one["score"])]
+                one,
+                _picture(drawer, items, one, part["task"]),
+                [("given", one.get("given"), one["score"])],
+                graph=_graph(seen[at].get(one["id"])),
             )
             for one in wrong["shown"]
         ]
@@ -173,7 +229,7 @@ def _compared_body(
             cards = [
                 eval_report.item(
                     one,
-                    _picture(drawer, items, one),
+                    _picture(drawer, items, one, part["task"]),
                     [
                         (names[0], one.get("given"), one["score"]),
                         (names[1], one["second_given"], one["second_score"]),
@@ -187,8 +243,26 @@ def _compared_body(
     return body
 
 
-def _picture(drawer: pictures.Pictures, items: comparing.Items, one: Mapping[str, Any]):
-    return drawer.draw(items[one["id"]]) if one["id"] in items else (None, "")
+def _picture(
+    drawer: pictures.Pictures, items: measured.Items, one: Mapping[str, Any], task: str
+) -> eval_report.Picture:
+    known = items.get(one["id"])
+    return drawer.draw(known, task) if known and "graph" not in one else (None, "")
+
+
+def _graph(view: graph_views.View | None) -> str:
+    if view is None:
+        return ""
+    graph = view.graph
+    return eval_report.graph(
+        view.image,
+        graph.entities,
+        node_attention=graph.node_attention,
+        edges=graph.edges,
+        words=graph.words,
+        word_attention=graph.word_attention,
+        caption=view.words,
+    )
 
 
 def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,7 +1,8 @@
 """`sgqlm eval score`: measure answers of any model to a benchmark.
 
 Answers are joined with the official annotations by id; what does not fit is told apart: missing,
-unknown, doubled and empty answers, and annotations of another revision.
+unknown, doubled and empty answers, and annotations of another revision. LLaVA-Bench and MM-Vet are
+graded by a --judge; a run that was stopped asks nothing twice.
 """
 
 import argparse
@@ -10,44 +11,23 @@ import pathlib
 import sys
 
 from sgqlm import errors
-from sgqlm.cli import common, eval_relations
+from sgqlm.cli import common, eval_relations, judge_flags
 from sgqlm.data import records
-from sgqlm.evals import report, scoring
-
-_FLAGS = ("--task", "--annotations", "--out", "--split", "--allow-mismatch")
+from sgqlm.evals import hallucinated, judging, report, reviewed, scored, scoring
 
 
 def run(argv: list[str]) -> int:
     """Run `sgqlm eval score`; return the exit code."""
     if _is_relations(argv):
         return eval_relations.score(argv)
-    parser = argparse.ArgumentParser(
-        prog="sgqlm eval score",
-        description=__doc__,
-        epilog="See also `sgqlm eval score --task relations --help`.",
-    )
-    parser.add_argument(
-        "answers", nargs="+", type=pathlib.Path, help="LLaVA's jsonl, a submission, json or tsv"
-    )
-    parser.add_argument("--task", "--tasks", required=True, choices=(*scoring.TASKS, "relations"))
-    parser.add_argument(
-        "--annotations",
-        nargs="+",
-        type=pathlib.Path,
-        default=[],
-        help="the benchmark's official files; not needed where the answers hold the truth too",
-    )
-    parser.add_argument("--split", default="test", help="of ScienceQA's pid_splits.json")
-    parser.add_argument("--out", type=pathlib.Path, help="also write the figures to this json file")
-    parser.add_argument(
-        "--allow-mismatch",
-        action="store_true",
-        help="leave with 0 although answers are missing (they count as wrong) or unknown",
-    )
+    parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    common.refuse_rest(rest, _FLAGS)
+    common.refuse_rest(rest, [flag for action in parser._actions for flag in action.option_strings])
+    if args.out:
+        common.check_file(args.out, (".json",))
+    _take_synonyms(args)
     _check_there([*args.answers, *args.annotations])
-    done = scoring.score(args.task, args.answers, args.annotations, split=args.split)
+    done = _score(args)
     print("\n".join(done.lines()))
     if args.out:
         files = {
@@ -60,6 +40,10 @@ def run(argv: list[str]) -> int:
             if path.is_file()
         }
         print(report.write(args.out, {**done.report(), **files, "sha256": digests}))
+        for end, text in reviewed.sheets(done, args.answers[0].stem).items():
+            path = args.out.with_name(f"{args.out.stem}-{end}")
+            path.write_text(text, encoding="utf-8")
+            print(path)
     if done.faults.is_mismatch and not args.allow_mismatch:
         print(
             "answers and annotations are not to the same questions: the figures above are no "
@@ -68,6 +52,74 @@ def run(argv: list[str]) -> int:
         )
         return errors.DATA
     return errors.OK
+
+
+def _take_synonyms(args: argparse.Namespace) -> None:
+    if args.synonyms and args.task != hallucinated.TASK:
+        raise errors.SgqlmError(
+            f"--synonyms are of the task {hallucinated.TASK}", where="--synonyms", fix="leave it "
+            "out",
+        )  # fmt: skip
+    if args.synonyms and args.synonyms.suffix != ".txt":
+        raise errors.SgqlmError(
+            "synonyms are a text file", where=f"--synonyms={args.synonyms}", fix="call it .txt"
+        )
+    args.annotations = [*args.annotations, *([args.synonyms] if args.synonyms else [])]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sgqlm eval score",
+        description=__doc__,
+        epilog="See also `sgqlm eval score --task relations --help`.",
+    )
+    parser.add_argument(
+        "answers",
+        nargs="+",
+        type=pathlib.Path,
+        help="LLaVA's jsonl, a submission, json or tsv; what a judge has graded: review files of "
+        "LLaVA-Bench, a grade file of MM-Vet",
+    )
+    tasks = (*scoring.TASKS, *judging.TASKS, "relations")
+    parser.add_argument("--task", "--tasks", required=True, choices=tasks)
+    parser.add_argument(
+        "--annotations",
+        nargs="+",
+        type=pathlib.Path,
+        default=[],
+        help="the benchmark's official files; not needed where the answers hold the truth too; of "
+        "hallucination {id: [objects]}, or COCO's instances (and captions) json",
+    )
+    parser.add_argument(
+        "--synonyms", type=pathlib.Path, help="of hallucination: `name, synonym, ...` a line"
+    )
+    parser.add_argument("--split", default="test", help="of ScienceQA's pid_splits.json")
+    parser.add_argument("--out", type=pathlib.Path, help="also write the figures to this json file")
+    parser.add_argument(
+        "--allow-mismatch",
+        action="store_true",
+        help="leave with 0 although answers are missing (they count as wrong) or unknown",
+    )
+    parser.add_argument(
+        "--reviews",
+        type=pathlib.Path,
+        help="where the grades of the judge are kept (default: beside the answers)",
+    )
+    judge_flags.add(parser)
+    return parser
+
+
+def _score(args: argparse.Namespace) -> scored.Scored:
+    settings = judge_flags.settings(args, [args.task], args.reviews)
+    if args.task not in judging.TASKS and settings.is_open:
+        return scoring.score(args.task, args.answers, args.annotations, split=args.split)
+    return judging.score(
+        args.task,
+        args.answers,
+        args.annotations,
+        settings,
+        allow_mismatch=args.allow_mismatch,
+    )
 
 
 def _is_relations(argv: list[str]) -> bool:

@@ -5,7 +5,7 @@ import pathlib
 
 from sgqlm import errors
 from sgqlm.cli import common
-from sgqlm.evals import submissions
+from sgqlm.evals import submissions, tasks
 
 _FLAGS = ("--task", "--questions", "--out")
 
@@ -23,6 +23,10 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the file to send")
     args, rest = parser.parse_known_args(argv)
     common.refuse_rest(rest, _FLAGS)
+    ending = tasks.get(args.task).submission
+    common.check_file(
+        args.out, (ending, ".tsv") if ending == ".xlsx" else (ending, ".json", ".jsonl")
+    )
     faults = submissions.write(args.task, args.answers, args.out, args.questions)
     told = {
         "missing": "questions have no answer; an empty one is sent",

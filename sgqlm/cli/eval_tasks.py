@@ -1,67 +1,152 @@
 """`sgqlm eval --tasks=gqa,pope,...`: answer benchmarks as the papers do, and score the answers.
 
 Official files lie under --root as in LLaVA's playground/data/eval; data/TASK/README.md names them.
-Answers are greedy and kept: a run that was stopped goes on where it was.
+`scenes` are drawn, `relations` are those of --data: any of them can stand in the list. Answers are
+greedy and kept: a run that was stopped goes on where it was.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from sgqlm import config, errors
+from sgqlm import errors
 from sgqlm import model as model_lib
-from sgqlm.cli import common
-from sgqlm.evals import answers, benchmark, finishing
+from sgqlm.cli import common, devices, eval_model, eval_own, eval_relations, judge_flags
+from sgqlm.evals import answers, benchmark, finishing, judging, self_asked_rounds, sharing
 from sgqlm.evals import tasks as tasks_lib
+from sgqlm.parallel import distributed
 from sgqlm.text import templates
-from sgqlm.train import checkpoint, progress
+from sgqlm.train import progress
 
 _TEMPLATES = ("vicuna_v1", "v1_sq", "plain", "trained")
 
 
 def run(argv: list[str]) -> int:
     """Run `sgqlm eval --tasks=...`; return the exit code."""
-    parser = _parser()
+    parser, of_relations = make_parser()
     args, rest = parser.parse_known_args(argv)
-    has_file = any(word == "--config" or word.startswith("--config=") for word in rest)
-    settings, rest = common.load_config(rest) if has_file else (None, rest)
     flags = [flag for action in parser._actions for flag in action.option_strings]
-    if settings is not None:
-        common.refuse_rest(rest, flags)
     _check(args)
-    jobs = [benchmark.prepare(place, limit=args.limit) for place in _places(args)]
-    if args.unpack:
-        return _unpack(jobs, args.unpack)
-    path = args.checkpoint or (settings.train.workdir if settings else None)
-    if path is None:
-        raise errors.SgqlmError("there is no model to measure", fix="give --checkpoint or --config")
-    model = model_lib.load(path, base=args.base)
-    settings = settings or common.override_all(model.config, rest, flags)
+    places = _places(args)
+    if args.unpack and places:
+        return _unpack([benchmark.prepare(place, limit=args.limit) for place in places], args)
+    judge = judge_flags.settings(args, [place.task.name for place in places])
+    source = eval_model.find(args, rest, flags)
+    name = args.model_id or pathlib.Path(source.path).resolve().name
+    out = args.out or pathlib.Path("runs/eval") / name
+    own = eval_own.prepare(args, parser, of_relations, out)
+    devices.force(args.mesh)
+    distributed.initialize(heartbeat=3 * int(sharing.WATCH_SECONDS))  # the team sees it first
+    with sharing.join([*(out / place.task.name for place in places), *own.folders]) as team:
+        return _measure(places, own, source, name, out, args, team, judge)
+
+
+def _measure(
+    places, own: eval_own.Own, source: eval_model.Source, name: str, out, args, team, judge
+) -> int:
+    jobs = [benchmark.prepare(place, limit=args.limit) for place in places]
+    model, settings = eval_model.load(source)
     jobs = [_with_entities(job, model, args.entities) for job in jobs]
-    model = _asked_as(model, args.template)
+    _warn_of_rounds(model, args, team)
+    trained = model
+    model = _asked_as(model, args.template, team) if jobs else model
     chosen = benchmark.Settings(
-        checkpoint=str(_resolved(path)),
-        model_id=args.model_id or pathlib.Path(path).resolve().name,
+        checkpoint=str(source.checkpoint),
+        model_id=name,
         template=args.template,
         max_new_tokens=args.max_new_tokens,
     )
     for job in jobs:
         benchmark.check_room(model, job, chosen)
-    out = args.out or pathlib.Path("runs/eval") / chosen.model_id
-    for job in jobs:
-        _one(model, job, chosen, out / job.place.task.name, args, settings)
-    return errors.OK
+    size = args.batch_size or settings.eval.batch_size
+    rounds = self_asked_rounds.Rounds(args.self_questions, args.round_tokens, settings.eval.seed)
+    responds = [
+        self_asked_rounds.answering(model, job, chosen, rounds, batch_size=size) for job in jobs
+    ]
+    headers = [{**benchmark.header(model, job, chosen), **rounds.header()} for job in jobs]
+    runs = [
+        _Run(job, out / job.place.task.name, about)
+        for job, about in zip(jobs, headers, strict=True)
+    ]
+    todo = team.agree("plan", lambda: [run.plan(retry=args.retry) for run in runs])
+    code = errors.OK
+    for run, left, respond in zip(runs, todo, responds, strict=True):
+        run.ask(left, respond, size, team)
+        team.done(run.job.place.task.name)
+        if team.is_main:
+            code = max(code, run.finish(judge))
+    if team.is_main:
+        own.measure(trained, settings, source, args)
+    return code
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One benchmark that is measured: what to ask, its folder, the header of its answers."""
+
+    job: benchmark.Job
+    folder: pathlib.Path
+    about: dict[str, Any]
+
+    def plan(self, *, retry: bool) -> list[int]:
+        if retry:
+            benchmark.forget_errors(self.folder / benchmark.PROGRESS)
+        return benchmark.plan(self.job, self.folder, self.about)
+
+    def ask(
+        self, todo: list[int], respond: benchmark.Respond, size: int, team: sharing.Team
+    ) -> None:
+        name, path = self.job.place.task.name, self.folder / benchmark.PROGRESS
+        known, total = len(self.job.chosen) - len(todo), len(self.job.chosen)
+        if known and team.is_main:
+            print(f"{name}: {known} of {total} questions have an answer in {path}", file=sys.stderr)
+        own, label = sharing.share(todo, team), name
+        if team.count > 1:
+            known, total, label = 0, len(own), f"{name}, process 0 of {team.count}"
+        file = answers.AnswerFile(sharing.own_file(path, team), self.about)
+        with (
+            file as out,
+            progress.Progress(label, total, done=known, is_active=team.is_main) as bar,
+        ):
+
+            def tell(done: int) -> None:
+                bar.update(known + done)
+                team.check()
+
+            benchmark.run(
+                self.job, own, out, respond,
+                model_id=self.about["model_id"], batch_size=size, progress=tell,
+            )  # fmt: skip
+
+    def finish(self, judge: judging.Settings) -> int:
+        found = benchmark.collect(self.job, self.folder)
+        done = finishing.finish(self.job, found, self.folder, judge)
+        print("\n".join(done.lines()))
+        print(self.folder / benchmark.ANSWERS)
+        if done.submission:
+            print(done.submission)
+        path = self.folder / benchmark.REPORT
+        print(finishing.write_report(done, self.about, path), flush=True)
+        return done.code
+
+
+def make_parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return the parser of all tasks, and the names of the values of relations alone."""
+    parser = _parser()
+    return parser, eval_relations.add_flags(parser)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sgqlm eval --tasks=...", description=__doc__)
     parser.add_argument(
-        "--tasks", "--task", required=True, help="with commas: " + ",".join(tasks_lib.TASKS)
-    )
-    parser.add_argument("--root", type=pathlib.Path, required=True, help="folder of the files")
-    parser.add_argument("--checkpoint", help="checkpoint, export or work directory")
-    parser.add_argument("--base", help="where the base weights lie, if they were moved")
+        "--tasks", "--task", required=True,
+        help="with commas: " + ",".join((*tasks_lib.TASKS, *eval_own.NAMES)),
+    )  # fmt: skip
+    parser.add_argument("--root", type=pathlib.Path, help="folder of the benchmarks' files")
+    eval_model.add_flags(parser)
     parser.add_argument(
         "--entities",
         default="",
@@ -72,7 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit", type=int, default=0, help="questions of a task; of MMBench, items with all rolls"
     )
-    parser.add_argument("--batch-size", type=int, default=0, help="default config.eval.batch_size")
+    parser.add_argument(
+        "--batch-size", type=int, default=0,
+        help="questions at once, over all devices of a process; default config.eval.batch_size",
+    )  # fmt: skip
     parser.add_argument(
         "--max-new-tokens", type=int, default=0, help="default: those of LLaVA, 128 or 1024"
     )
@@ -81,6 +169,13 @@ def _parser() -> argparse.ArgumentParser:
         help="of the conversation; trained: that of the checkpoint (default vicuna_v1, as in the "
         "papers)",
     )  # fmt: skip
+    parser.add_argument(
+        "--self-questions", type=int, default=0, metavar="N",
+        help="SQ-LLaVA's rounds: before each question or caption the model describes the image, "
+        "asks itself N questions and answers them (default 0: none)",
+    )  # fmt: skip
+    parser.add_argument("--round-tokens", type=int, default=256, metavar="N", help="of a "
+                        "description, an own question or its answer at most (256)")  # fmt: skip
     parser.add_argument("--questions", type=pathlib.Path, nargs="+", help="of one task, if not "
                         "the usual file")  # fmt: skip
     parser.add_argument("--model-id", default="", help="name in the answers")
@@ -90,15 +185,25 @@ def _parser() -> argparse.ArgumentParser:
         help="write the pictures in MMBench's file to this folder, for `sgqlm entities extract`, "
         "and stop",
     )  # fmt: skip
+    judge_flags.add(parser)
     return parser
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("limit", "batch_size", "max_new_tokens"):
+    if args.out:
+        common.check_folder(args.out)
+    for name in ("limit", "batch_size", "max_new_tokens", "self_questions"):
         if getattr(args, name) < 0:
             flag = "--" + name.replace("_", "-")
             raise errors.SgqlmError(f"{flag} is below 0", where=flag, fix="leave it out, or give 1")
-    if not args.root.is_dir():
+    if args.round_tokens < 1:
+        raise errors.SgqlmError("--round-tokens is below 1", where="--round-tokens")
+    if eval_own.names_of(args.tasks)[0] and args.root is None:
+        raise errors.SgqlmError(
+            "the folder of the official files is not named", where="--root",
+            fix="give it with --root=FOLDER; data/TASK/README.md says what it has",
+        )  # fmt: skip
+    if args.root and not args.root.is_dir():
         raise errors.SgqlmError("there is no such folder", where=f"--root={args.root}")
     for path in args.questions or ():
         if not path.is_file():
@@ -106,20 +211,15 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _places(args: argparse.Namespace) -> list[tasks_lib.Place]:
-    names = list(dict.fromkeys(name.strip() for name in args.tasks.split(",") if name.strip()))
-    if alone := [name for name in names if name in ("relations", "scenes")]:
-        raise errors.SgqlmError(
-            f"{alone[0]} is measured alone", where="--tasks", fix=f"--tasks={alone[0]} by itself"
-        )
-    if not names:
-        raise errors.SgqlmError("no task is named", where="--tasks")
+    names, _ = eval_own.names_of(args.tasks)
     if args.questions and len(names) > 1:
         raise errors.SgqlmError("--questions are of one task", where="--questions")
     found = [tasks_lib.get(name) for name in names]
     return [tasks_lib.locate(task, args.root, args.questions or ()) for task in found]
 
 
-def _unpack(jobs: Sequence[benchmark.Job], folder: pathlib.Path) -> int:
+def _unpack(jobs: Sequence[benchmark.Job], args: argparse.Namespace) -> int:
+    folder = args.unpack
     for job in jobs:
         if not job.place.task.is_rolled:
             raise errors.SgqlmError(
@@ -146,10 +246,19 @@ def _with_entities(job: benchmark.Job, model, choice: str) -> benchmark.Job:
     return benchmark.with_entities(job, pathlib.Path(choice))
 
 
-def _asked_as(model: model_lib.VisionLanguageModel, template: str):
+def _warn_of_rounds(model, args: argparse.Namespace, team: sharing.Team) -> None:
+    name = model.config.text.template
+    if args.self_questions and team.is_main and not templates.get(name).can_ask:
+        told = f"the model was trained with {name}, and so not to ask: its own questions may be odd"
+        print(told, file=sys.stderr)
+
+
+def _asked_as(model: model_lib.VisionLanguageModel, template: str, team: sharing.Team):
     asked, text = benchmark.with_template(model, template), model.config.text
-    if template != "trained" and (
-        text.template != template or text.system not in (None, templates.get(template).system)
+    if (
+        team.is_main
+        and template != "trained"
+        and (text.template != template or text.system not in (None, templates.get(template).system))
     ):
         print(
             f"asked with the template {template} as in the papers; the model was trained with "
@@ -157,36 +266,3 @@ def _asked_as(model: model_lib.VisionLanguageModel, template: str):
             file=sys.stderr,
         )
     return asked
-
-
-def _one(
-    model: model_lib.VisionLanguageModel,
-    job: benchmark.Job,
-    chosen: benchmark.Settings,
-    folder: pathlib.Path,
-    args: argparse.Namespace,
-    settings: config.Config,
-) -> None:
-    name, total, about = job.place.task.name, len(job.chosen), benchmark.header(model, job, chosen)
-    path, size = folder / benchmark.PROGRESS, args.batch_size or settings.eval.batch_size
-    if args.retry:
-        benchmark.forget_errors(path)
-    with answers.AnswerFile(path, about) as out:
-        known = sum(str(at) in out.done for at in job.chosen)
-        if known:
-            print(f"{name}: {known} of {total} questions have an answer in {path}", file=sys.stderr)
-        with progress.Progress(name, total, done=known) as bar:
-            benchmark.run(model, job, chosen, out, batch_size=size, progress=bar.update)
-    found = benchmark.collect(job, folder)
-    done = finishing.finish(job, found, folder)
-    print("\n".join(done.lines()))
-    print(folder / benchmark.ANSWERS)
-    if done.submission:
-        print(done.submission)
-    print(finishing.write_report(done, about, folder / benchmark.REPORT), flush=True)
-
-
-def _resolved(path: str) -> pathlib.Path:
-    """Return the checkpoint that a work directory stands for, as `model.load` takes it."""
-    found = checkpoint.find(path)
-    return (found[-1] if found else pathlib.Path(path)).resolve()

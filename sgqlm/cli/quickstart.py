@@ -59,7 +59,7 @@ def _recipe() -> pathlib.Path:
 
 def _train_and_report(settings: config.Config, folder: pathlib.Path) -> pathlib.Path:
     from sgqlm import model as model_lib  # jax is imported after the devices are chosen
-    from sgqlm.cli import eval as evaluation
+    from sgqlm.cli import eval_scenes
     from sgqlm.evals import report, runner, samples, scenes
     from sgqlm.train import loop, stage_loop
     from sgqlm.viz import quickstart_report
@@ -70,7 +70,7 @@ def _train_and_report(settings: config.Config, folder: pathlib.Path) -> pathlib.
     result = loop.run(settings, hooks=hooks)
     model = model_lib.VisionLanguageModel(result.config, result.params, result.tokenizer)
     print("\nmeasuring on test scenes")
-    measured = evaluation.evaluate(model, result.config)
+    measured = eval_scenes.evaluate(model, result.config)
     print("\n".join(report.lines(measured)))
     cases = scenes.make_cases(settings.scenes, count=NUM_EXAMPLES, tagger=model.tag)
     examples = runner.collect_examples(model, cases, settings=settings.eval)

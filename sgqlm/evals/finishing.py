@@ -10,7 +10,18 @@ from typing import Any
 
 from sgqlm import errors
 from sgqlm.data import records
-from sgqlm.evals import answers, benchmark, joining, report, scored, scoring, submissions, tables
+from sgqlm.evals import (
+    answers,
+    benchmark,
+    caption_files,
+    joining,
+    judging,
+    report,
+    scored,
+    scoring,
+    submissions,
+    tables,
+)
 from sgqlm.evals import tasks as tasks_lib
 
 
@@ -24,6 +35,7 @@ class Result:
     submission: pathlib.Path | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
     annotations: Sequence[pathlib.Path] = ()
+    code: int = errors.OK  # that of the judge's failure
 
     @property
     def failed(self) -> list[str]:
@@ -40,13 +52,19 @@ class Result:
         return out + self.notes
 
 
-def finish(job: benchmark.Job, found: list[dict[str, Any]], folder: pathlib.Path) -> Result:
+def finish(
+    job: benchmark.Job,
+    found: list[dict[str, Any]],
+    folder: pathlib.Path,
+    judge: judging.Settings | None = None,
+) -> Result:
     """Write the submission and the figures of answers that `run` gave.
 
     Args:
         job: what was asked.
         found: the answers.
         folder: of this benchmark's results.
+        judge: who grades the answers that need it.
 
     Returns:
         What there is; notes say what there is not, and why.
@@ -58,15 +76,17 @@ def finish(job: benchmark.Job, found: list[dict[str, Any]], folder: pathlib.Path
         done.submission = _submit(job, folder, done.notes)
     elif task.submission:
         done.notes.append("no submission is written for a part of the questions (--limit)")
-    if task.name in ("mmvet", "llava_wild"):
-        done.notes.append("not scored: it needs a judge")
+    if task.name in judging.TASKS and (judge is None or judge.is_open):
+        done.notes.append(_next(job, folder))
     elif not job.place.annotations:
         why = " and ".join(task.annotations) or "the answers"
         done.notes.append(f"not scored: the annotations ({why}) are not there")
     else:
         try:
-            done.score = _score(job, folder / benchmark.ANSWERS, is_whole=is_whole)
+            done.score = _score(job, folder / benchmark.ANSWERS, judge, is_whole=is_whole)
         except errors.SgqlmError as error:
+            is_judged = judge and task.name not in caption_files.TASKS
+            done.code = error.code if is_judged and error.code == errors.RESOURCES else errors.OK
             done.notes.append("not scored: " + " ".join(str(error).split()))
     return done
 
@@ -114,14 +134,45 @@ def _submit(job: benchmark.Job, folder: pathlib.Path, notes: list[str]) -> pathl
     return path
 
 
-def _score(job: benchmark.Job, path: pathlib.Path, *, is_whole: bool) -> scored.Scored:
+def _next(job: benchmark.Job, folder: pathlib.Path) -> str:
+    place = job.place
+    files = " ".join(map(str, _judged_files(job) or [place.folder]))
+    return (
+        f"not scored: it needs a judge; next: sgqlm eval score {folder / benchmark.ANSWERS} "
+        f"--task={place.task.name} --annotations {files} {judging.HOW}"
+    )
+
+
+def _judged_files(job: benchmark.Job) -> list[pathlib.Path]:
+    place = job.place
+    if place.task.name == "mmvet":
+        return list(place.annotations)
+    rules = place.files[0].with_name("rule.json")
+    return [*place.files, *place.annotations, *([rules] if rules.is_file() else [])]
+
+
+def _score(
+    job: benchmark.Job, path: pathlib.Path, judge: judging.Settings | None, *, is_whole: bool
+) -> scored.Scored:
     files = job.place.annotations
+    if job.place.task.name in judging.TASKS:
+        asked = None if is_whole else [str(job.questions[at].id) for at in job.chosen]
+        return judging.score(job.place.task.name, [path], _judged_files(job), judge, only=asked)
+    if job.place.task.name in caption_files.TASKS:
+        asked = {job.questions[at].label for at in job.chosen}
+        return scoring.score(job.place.task.name, [path], files, only=asked)
     if is_whole:
-        return scoring.score(job.place.task.name, [path], files)
+        return _measured(job.place.task.name, path, files, judge)
     labels = {job.questions[at].label for at in job.chosen}
     with tempfile.TemporaryDirectory() as folder:
         cut = [_cut(job.place.task, file, labels, pathlib.Path(folder)) for file in files]
-        return scoring.score(job.place.task.name, [path], [file for file in cut if file])
+        return _measured(job.place.task.name, path, [file for file in cut if file], judge)
+
+
+def _measured(task: str, path: pathlib.Path, files, judge) -> scored.Scored:
+    if judge and task in judging.MATCHED:
+        return judging.score(task, [path], files, judge)
+    return scoring.score(task, [path], files)
 
 
 def _cut(

@@ -12,12 +12,14 @@ import numpy as np
 
 from sgqlm import errors
 from sgqlm.data.relations import synonyms, types
-from sgqlm.evals import answers, ranking, scene_graphs, triples
+from sgqlm.evals import answers, joining, ranking, scene_graphs, scored, triples
 from sgqlm.evals.metrics import scene_graph
 
 _KEYS = ("key", "image", "question_id", "id")  # what names the image in answers of other programs
 _TEXTS = ("text", "answer", "prediction", "output")
 SHOWN = 5
+HEADLINE = "R@50"
+CHARTED = 30  # the most frequent predicates, in the report beside other tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +129,9 @@ def score(
 
     Returns:
         What `scene_graph.evaluate` returns, with `answered`, `unanswered`, `failed` (a list of
-        keys and reasons), `left_out` (annotated relations whose predicate does not count), and
-        `positions` (run by the language model, and needed without a cache).
+        keys and reasons), `left_out` (annotated relations whose predicate does not count),
+        `positions` (run by the language model, and needed without a cache), and `score`, the
+        figures in the form of the benchmarks.
 
     Raises:
         SgqlmError: the answers are about other images or predicates.
@@ -164,7 +167,7 @@ def score(
         "max_pairs": head["max_pairs"],
         "positions": dict(zip(("run", "plain"), spent.sum(0).tolist(), strict=True)),
     }
-    return result | _counts(data, items, failed, words)
+    return _whole(result | _counts(data, items, failed, words), data, items)
 
 
 def score_texts(
@@ -214,7 +217,60 @@ def score_texts(
     rate = unread / pieces if pieces else 0.0
     told = {"mode": "text", "pieces": pieces, "unread": unread, "parse_failure_rate": rate}
     told |= {"unknown_images": len(texts) - len(by_key)}
-    return result | told | _counts(data, items, [], words)
+    return _whole(result | told | _counts(data, items, [], words), data, items)
+
+
+def _whole(
+    result: dict[str, Any], data: scene_graphs.Data, items: Sequence[types.Annotated]
+) -> dict[str, Any]:
+    """Return the figures with `score`: in the form of the benchmarks, one item an image."""
+    names = [name for name in result if "@" in name]
+    rows = [(name, result[name], None) for name in names]
+    groups = {name: name.partition("@")[0] + "@K" for name in names}
+    for word, part in list(result["by_predicate"].items())[:CHARTED]:
+        rows.append((f"predicate {word}", part[HEADLINE], part["relations"]))
+        groups[f"predicate {word}"] = "predicate"
+    rows.sort(key=lambda row: row[0] != HEADLINE)
+    answered, failed = {item.key for item in items}, [key for key, _ in result["failed"]]
+    by_key = result.pop("by_image")
+    done = scored.Scored(
+        task=scene_graphs.TASK,
+        score=result[HEADLINE],
+        metric=f"{HEADLINE}, {result['mode']}",
+        rows=rows,
+        items={key: part[HEADLINE] for key, part in by_key.items()},
+        faults=joining.Faults(
+            missing=[item.key for item in data.items if item.key not in answered], empty=failed
+        ),
+        notes=_notes(result),
+        groups=groups,
+        details=_details(by_key, items),
+    )
+    return result | {"score": done.report()}
+
+
+def _details(by_key: Mapping[str, Any], items: Sequence[types.Annotated]) -> dict[str, dict]:
+    """Return what is annotated in each image."""
+    return {
+        item.key: {
+            "wanted": "; ".join(
+                f"{item.objects[r.subject].name} {r.predicate} {item.objects[r.object].name}"
+                for r in item.relations
+            ),
+            "image": item.key,
+        }
+        for item in items
+        if item.key in by_key
+    }
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    """Return what has to be known to compare the figures with others."""
+    out = [f"{result['relations']} relations in {result['images']} images"]
+    if result.get("pairs") not in (None, "all") or result.get("max_pairs"):
+        limit = f", at most {result['max_pairs']} an image" if result["max_pairs"] else ""
+        out.append(f"pairs asked about: {result['pairs']}{limit}; not comparable with all pairs")
+    return out
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
@@ -230,9 +286,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     elif result["positions"]["run"]:
         run, plain = result["positions"]["run"], result["positions"]["plain"]
         out.append(f"{run} positions were run, {plain / run:.1f} times as many without the cache")
-    if result.get("pairs") not in (None, "all") or result.get("max_pairs"):
-        limit = f", at most {result['max_pairs']} an image" if result["max_pairs"] else ""
-        out.append(f"pairs asked about: {result['pairs']}{limit}; not comparable with all pairs")
+    out += _notes(result)[1:]
     if result["failed"]:
         out.append(f"{len(result['failed'])} images have no prediction:")
         out.extend(f"  {key}: {reason}" for key, reason in result["failed"][:SHOWN])

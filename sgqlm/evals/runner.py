@@ -66,7 +66,6 @@ def evaluate_scenes(
             changed,
             max_new_tokens=settings.max_new_tokens,
             sampling=sample.Sampling(),
-            seed=0,
             batch_size=settings.batch_size,
         )
         result[name] = prior.score(truth, answers)
@@ -105,7 +104,7 @@ def score_asked(
             rows,
             max_new_tokens=4 * settings.max_new_tokens,
             sampling=sample.Sampling(settings.ask_temperature),
-            seed=settings.seed,
+            draws=[(settings.seed, at) for at in range(len(rows))],
             batch_size=settings.batch_size,
         )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
@@ -21,6 +21,13 @@ class Scored:
         items: id -> score of one question.
         faults: ids that do not fit.
         notes: what a reader has to know to compare the figures.
+        unit: of the figures as they are shown: `%` and other names stand for 100 times the values,
+            `points` for the values; empty for that of the task.
+        groups: name of a row -> title of the chart it belongs to; for tasks without rules of their
+            own in `summary.families`.
+        details: id -> `question`, `wanted`, `given`, `image` and `kinds` (names of the rows it
+            counts in), as far as known; for tasks that `itemised` does not read.
+        more: what else the report holds, such as `judge`, who graded.
     """
 
     task: str
@@ -30,9 +37,14 @@ class Scored:
     items: dict[str, float]
     faults: joining.Faults
     notes: list[str] = dataclasses.field(default_factory=list)
+    unit: str = ""
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    more: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
         """Return the figures as json values."""
+        told = {"unit": self.unit, "groups": dict(self.groups), "details": dict(self.details)}
         return {
             "task": self.task,
             "metric": self.metric,
@@ -42,17 +54,21 @@ class Scored:
             "faults": self.faults.counts(),
             "notes": self.notes,
             "items": self.items,
+            **{name: value for name, value in told.items() if value},
+            **self.more,
         }
 
     def lines(self) -> list[str]:
         """Return the figures as lines of a terminal."""
         scale, unit = (1, "") if self.task == "mme" else (100, " %")
+        unit = unit if self.unit in ("", "%") else ""
         width = max(len(name) for name, *_ in self.rows)
         out = [f"{self.task}: {self.metric}"]
         for name, value, count in self.rows:
             told = "-" if value is None else f"{scale * value:.2f}{unit}"
             out.append(f"  {name:{width}}  {told:>10}" + (f"  of {count}" if count else ""))
-        return out + self.notes + self.faults.lines()
+        judge = [f"judge: {self.more['judge']}"] if "judge" in self.more else []
+        return out + judge + self.notes + self.faults.lines()
 
 
 def own_truth(path: pathlib.Path) -> list[tables.Answer]:

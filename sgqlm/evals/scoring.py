@@ -1,12 +1,13 @@
 """Score answers of any model: join them with the official annotations, and measure."""
 
+import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
-from sgqlm.evals import joining, scored, tables, yes_no
+from sgqlm.evals import caption_files, caption_scores, hallucinated, joining, scored, tables, yes_no
 from sgqlm.evals.metrics import gqa, mmbench, records, scienceqa, seed, textvqa, vqa
 
 # Questions that the published numbers are over (specification of each benchmark).
@@ -19,10 +20,15 @@ PUBLISHED = {
     "mmbench_cn": 1_164,
     "vizwiz": 8_000,
     "vqav2": 107_394,
+    "coco_caption": 5_000,
+    "flickr30k": 1_000,
+    "nocaps": 4_500,
+    "conceptual": 15_840,
 }
-TASKS = ("pope", "mme", *PUBLISHED)
+TASKS = ("pope", "mme", hallucinated.TASK, *PUBLISHED)
 # What belongs to a benchmark in a folder of annotations.
 _IN_FOLDER = {"pope": "coco_pope_*.json", "scienceqa": "p*s.json"}  # problems and pid_splits
+Resolve = Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, Any]]]
 _OCR_TOKENS = "Reference OCR token:"
 _OLD_PROMPT = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
@@ -33,6 +39,8 @@ def score(
     annotations: Sequence[pathlib.Path] = (),
     *,
     split: str = "test",
+    only: Collection[str] | None = None,
+    resolve: Resolve | None = None,
 ) -> scored.Scored:
     """Score files of answers to a benchmark.
 
@@ -42,6 +50,8 @@ def score(
         annotations: the official annotations; of POPE, ScienceQA and MME also their folder; empty
             where the answers hold the truth too.
         split: of ScienceQA's pid_splits.json.
+        only: ids of the captions to score; None for all.
+        resolve: given MMBench's rows with `prediction`, returns them with what a judge made of it.
 
     Returns:
         The figures, with a note where they are over other questions than the published ones.
@@ -55,9 +65,11 @@ def score(
         return yes_no.score_pope(answers, annotations)
     if task == "mme":
         return yes_no.score_mme(answers, annotations)
+    if task == hallucinated.TASK:
+        return hallucinated.score(answers, annotations)
     if len(answers) > 1:
         raise errors.SgqlmError(f"{task} takes one file of answers", fix="give one after another")
-    if not annotations and task in ("gqa", "vqav2", "textvqa", "vizwiz"):
+    if not annotations and task in ("gqa", "vqav2", "textvqa", "vizwiz", *caption_files.TASKS):
         raise errors.SgqlmError(
             f"{task} needs its annotations", where="--annotations", fix="give the official file"
         )
@@ -65,9 +77,11 @@ def score(
     if task in ("vqav2", "vizwiz"):
         done = score_vqa(task, path, annotations)
     elif task in ("mmbench", "mmbench_cn"):
-        done = score_mmbench(task, path, annotations)
+        done = score_mmbench(task, path, annotations, resolve)
     elif task == "scienceqa":
         done = score_scienceqa(path, annotations, split)
+    elif task in caption_files.TASKS:
+        done = caption_scores.score(task, path, annotations, only=only)
     else:
         done = {"gqa": score_gqa, "textvqa": score_textvqa, "seed": score_seed}[task](
             path, annotations
@@ -135,7 +149,13 @@ def score_scienceqa(
     joined, faults = _join(path, {key: problems[key] for key in keys})
     said = {key: {**answer.record, "text": answer.text} for key, answer in joined.items()}
     done = scienceqa.score(said, problems, keys)
-    return _scienceqa(done, faults)
+    found = _scienceqa(done, faults)
+    grouped: dict[str, list[float]] = {}
+    for key, value in done["items"].items():
+        for name in scienceqa.groups(problems[key]):
+            grouped.setdefault(name, []).append(value)
+    parts = [(name, records.mean(part), len(part)) for name, part in sorted(grouped.items())]
+    return dataclasses.replace(found, rows=[*found.rows, *parts])
 
 
 def _scienceqa_table(path: pathlib.Path) -> scored.Scored:
@@ -299,13 +319,23 @@ def _grouped(items: Mapping[str, float], names: Mapping[str, Any]) -> list[tuple
     return [(name, records.mean(part), len(part)) for name, part in sorted(groups.items())]
 
 
-def score_mmbench(task: str, path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.Scored:
+def score_mmbench(
+    task: str, path: pathlib.Path, files: Sequence[pathlib.Path], resolve: Resolve | None = None
+) -> scored.Scored:
     """Score MMBench answers against its tsv, or a sheet that has `prediction` and `answer`."""
     if files:
         rows = [row for file in files for row in tables.items(file, ("index", "A", "B"))]
         table = {str(row["index"]): row for row in rows}
+        if not any(row.get("answer") for row in rows):
+            raise errors.SgqlmError(
+                "the table has no answers",
+                where=str(files[0]),
+                why="MMBench keeps those of its test split, only its server scores it",
+                fix=f"send the sheet of `sgqlm eval submit --task {task}`",
+                code=errors.DATA,
+            )
         if not all(row.get("answer") for row in rows):
-            raise tables.damaged(files[0], "its rows have no answers: only its server can score it")
+            raise tables.damaged(files[0], "some of its rows have no answer")
         joined, faults = _join(path, table)
         rows = [
             {**row, "prediction": joined[key].text if key in joined else None}
@@ -317,7 +347,7 @@ def score_mmbench(task: str, path: pathlib.Path, files: Sequence[pathlib.Path]) 
             raise tables.damaged(path, "it has no columns `prediction` and `answer`")
         faults = joining.Faults(empty=[str(r["index"]) for r in rows if not r["prediction"]])
     try:
-        done = mmbench.circular(rows)
+        done = mmbench.circular(resolve(rows) if resolve else rows)
     except ValueError as error:
         raise tables.damaged(files[0] if files else path, str(error)) from error
     out = [

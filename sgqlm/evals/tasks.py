@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
-from sgqlm.evals import joining, questions, tables
+from sgqlm.evals import caption_files, caption_tasks, joining, questions, tables
 
 Label = Callable[[Mapping[str, Any], pathlib.Path], str]
 Read = Callable[[Sequence[pathlib.Path]], questions.Found]
@@ -27,7 +27,7 @@ class Task:
         images: folders of the images below that of the benchmark.
         read: question files -> the records with their questions.
         max_new_tokens: of LLaVA's program for this benchmark.
-        annotations: files that together score the answers; empty where a server or a judge does.
+        annotations: files that together score the answers; empty where a server does.
         all_questions: file with all ids that the server wants, where it is not the question file.
         submission: end of the name of the file for the server; empty where there is none.
         label: name of the annotation of a record, of questions and annotations alike.
@@ -142,6 +142,10 @@ def _place(task: Task, root, folder: pathlib.Path, files: tuple[pathlib.Path, ..
     annotations = [path for part in found for path in part] if all(found) else []
     if task.is_scored_by_questions:
         annotations = list(files)
+    if task.name in caption_files.TASKS:
+        names = [*task.annotations, *task.files]
+        official = (path for name in names for path in _glob(folder, name))
+        annotations = list(caption_files.annotations(files, lambda: list(official)[:1]))
     if annotations and task.name == "pope":  # LLaVA's file says which category an id is of
         annotations += [path for path in files if path not in annotations]
     whole = [path for pattern in task.all_questions for path in _glob(folder, pattern)]
@@ -281,6 +285,7 @@ TASKS: Mapping[str, Task] = {
             _HERE,
             questions.mmvet,
             max_new_tokens=1024,
+            annotations=("mm-vet.json",),
             submission=".json",
         ),
         Task(
@@ -290,6 +295,7 @@ TASKS: Mapping[str, Task] = {
             _HERE,
             questions.llava_wild,
             max_new_tokens=1024,
+            annotations=("context.jsonl", "answers_gpt4.jsonl"),  # for the judge
         ),
         Task(
             "seed",
@@ -299,6 +305,60 @@ TASKS: Mapping[str, Task] = {
             questions.seed,
             annotations=("SEED-Bench.json",),
             submission=".jsonl",
+        ),
+        Task(
+            "coco_caption",
+            ("coco_caption", "coco"),
+            (
+                "dataset_coco.json",
+                "coco_karpathy_test.json",
+                "coco_karpathy_test_gt.json",
+                "captions_val2014.json",
+            ),
+            ("val2014", "images/val2014", *_HERE),
+            caption_tasks.reader("coco_caption"),
+            annotations=("dataset_coco.json",),
+            submission=".json",
+            label=caption_tasks.label,
+        ),
+        Task(
+            "flickr30k",
+            ("flickr30k",),
+            (
+                "dataset_flickr30k.json",
+                "flickr30k_test.json",
+                "results_20130124.token",
+            ),
+            ("flickr30k-images", "flickr30k_images", *_HERE),
+            caption_tasks.reader("flickr30k"),
+            annotations=("dataset_flickr30k.json",),
+            submission=".json",
+            label=caption_tasks.label,
+        ),
+        Task(
+            "nocaps",
+            ("nocaps",),
+            ("nocaps_val_4500_captions.json", "nocaps_val.json"),
+            ("val", "images/val", *_HERE),
+            caption_tasks.reader("nocaps"),
+            annotations=("nocaps_val_4500_captions.json",),
+            submission=".json",
+            label=caption_tasks.label,
+        ),
+        Task(
+            "conceptual",
+            ("conceptual", "cc3m"),
+            (
+                "00000_stats.json",
+                "conceptual_val.json",
+                "conceptual_val.jsonl",
+                "Validation_GCC-1.1.0-Validation.tsv",
+            ),
+            caption_files.CONCEPTUAL_FOLDERS,
+            caption_tasks.reader("conceptual"),
+            annotations=("Validation_GCC-1.1.0-Validation.tsv",),
+            submission=".json",
+            label=caption_tasks.label,
         ),
     )
 }

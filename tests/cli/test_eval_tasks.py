@@ -1,35 +1,22 @@
 """`sgqlm eval --tasks=...` on small benchmarks in their official formats, as a user types it."""
 
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
 
-from sgqlm import config, errors
+from sgqlm import errors
 from sgqlm.cli import eval_tasks, main
 from sgqlm.data import graphs, records
 from sgqlm.evals import benchmark
-from sgqlm.train import checkpoint
-from tests import tiny_model
 from tests.evals import benchmark_files as files
+from tests.evals import caption_library
 
 # the same shapes everywhere: programs are compiled once
 FAST = ("--max-new-tokens=4", "--template=trained", "--entities=none", "--batch-size=4")
 PAPERS = ("--max-new-tokens=4", "--entities=none", "--batch-size=4")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    model, folder = tiny_model.make(), tmp_path_factory.mktemp("tiny")
-    meta = checkpoint.Meta(config.to_dict(model.config), "instruct", 0, 1, True)
-    words = model.tokenizer.model_bytes
-    checkpoint.save(folder / "checkpoints", meta, model.params, tokenizer=words)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory):
-    return files.make(tmp_path_factory.mktemp("ours"), files.OURS)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +46,42 @@ def answers(out, task):
 
 def texts(out, task):
     return [(line["question_id"], line["text"]) for line in answers(out, task)]
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory):
+    return files.make(tmp_path_factory.mktemp("captions"), files.CAPTIONS)
+
+
+@pytest.mark.slow
+def test_captions_are_answered_and_sent_without_the_package_that_scores_them(
+    trained, captions, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
+    assert run(trained, captions, ",".join(files.CAPTIONS), tmp_path, *FAST) == errors.OK
+    seen = capsys.readouterr().out
+    assert seen.count("not scored") == 4 and "pip install 'sgqlm[caption]'" in seen
+    ids = {name: [key for key, _ in texts(tmp_path, name)] for name in files.CAPTIONS}
+    assert ids["coco_caption"][0] == 391895 and ids["nocaps"] == [0, 1, 2, 3]
+    assert ids["flickr30k"][0] == "1007129816.jpg"
+    assert ids["conceptual"] == [f"00000/{at:09d}.jpg" for at in (0, 1, 3)]
+    for name in files.CAPTIONS:
+        line = answers(tmp_path, name)[0]
+        assert line["prompt"].startswith("Provide a brief description") and not line["metadata"]
+        sent = json.loads((tmp_path / name / "submission.json").read_text())
+        assert [item["image_id"] for item in sent] == ids[name]
+        assert sent[0]["caption"] == " ".join(line["text"].split())
+
+
+@pytest.mark.slow
+def test_captions_are_scored_with_the_package(trained, captions, tmp_path, capsys, monkeypatch):
+    caption_library.use(monkeypatch)
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # Java takes its time
+    assert run(trained, captions, "nocaps", tmp_path, *FAST, "--limit=3") == errors.OK
+    assert "CIDEr-D near-domain" in capsys.readouterr().out
+    score = told(tmp_path, "nocaps")["score"]
+    assert score["count"] == 3 and score["faults"]["missing"]["count"] == 0
+    assert "over 3 questions; published figures are over 4500" in score["notes"]
 
 
 def test_official_files_of_every_kind(trained, ours, tmp_path, capsys):
@@ -132,6 +155,31 @@ def test_the_batch_changes_no_text_and_a_stopped_run_goes_on(
     assert "max_new_tokens: 4, now 3" in capsys.readouterr().err
 
 
+def test_self_asked_questions_stand_in_front_and_are_not_asked_twice(
+    trained, ours, answered, tmp_path, capsys
+):
+    words = (*FAST, "--self-questions=2", "--round-tokens=4")
+    assert run(trained, ours, "seed", tmp_path, *words) == errors.OK
+    first = answers(tmp_path, "seed")
+    notes = [line["metadata"]["self_questions"] for line in first]
+    assert all(note["turns"][0]["value"].startswith("Can you describe") for note in notes)
+    assert [len(note["turns"]) // 2 + len(note["left_out"]) for note in notes] == [3] * 3
+    assert [line["prompt"] for line in first] == [
+        line["prompt"] for line in answers(answered, "seed")
+    ]
+    assert told(tmp_path, "seed")["settings"]["self_questions"]["sampling"] == [1.2, 300, 0.95]
+    path = tmp_path / "seed" / benchmark.PROGRESS
+    kept = path.read_text().splitlines(keepends=True)[:3]
+    path.write_text("".join(kept))  # stopped behind the second question
+    assert run(trained, ours, "seed", tmp_path, *words) == errors.OK
+    assert path.read_text().startswith("".join(kept)) and answers(tmp_path, "seed") == first
+    capsys.readouterr()
+    assert run(trained, ours, "seed", tmp_path, *FAST) == errors.USAGE
+    assert "self_questions" in capsys.readouterr().err
+    assert run(trained, ours, "seed", tmp_path / "b", *words, "--round-tokens=200") == errors.USAGE
+    assert "give a smaller --round-tokens" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_part_is_scored_alone_and_continued(trained, ours, genuine, tmp_path, capsys):
     names = "gqa,textvqa,pope,scienceqa"
@@ -198,8 +246,10 @@ def test_errors_are_noted_and_asked_again_on_request(trained, ours, tmp_path, ca
     [
         (("--tasks=gpa",), errors.USAGE, "there is no benchmark 'gpa'"),
         (("--tasks=gqa",), errors.DATA, "the questions of gqa are not there"),
-        (("--tasks=pope,scenes",), errors.USAGE, "scenes is measured alone"),
+        (("--tasks=pope", "--mode=sgcls"), errors.USAGE, "--mode is a flag of relations"),
         (("--tasks=pope", "--limit=-1"), errors.USAGE, "--limit is below 0"),
+        (("--tasks=pope", "--self-questions=-1"), errors.USAGE, "--self-questions is below 0"),
+        (("--tasks=pope", "--round-tokens=0"), errors.USAGE, "--round-tokens is below 1"),
         (("--tasks=pope", "--nonsense=1", "--entities=none"), errors.USAGE, "--nonsense"),
         (("--tasks=pope", "--entities=none"), errors.USAGE, "had no --max-new-tokens"),
         (("--tasks=pope,seed", "--questions=/dev/null"), errors.USAGE, ""),

@@ -12,6 +12,7 @@ from tests import paths
 
 OURS = ("mmbench", "mmbench_cn", "seed", "llava_wild", "vqav2", "vizwiz", "pope")
 GENUINE = ("gqa", "vizwiz_test", "scienceqa", "textvqa", "pope_llava", "mmvet", "vqav2_testdev")
+CAPTIONS = ("coco_caption", "flickr30k", "nocaps", "conceptual")
 _COUNT = 4
 
 
@@ -232,6 +233,83 @@ def llava_wild(root):
     ]
     lines(folder / "questions.jsonl", asked)
     draw(folder / "images", [q["image"] for q in asked])
+
+
+TEXTS = (
+    ("A man riding a wave on top of a surfboard.", "a surfer rides a large wave"),
+    ("Two dogs playing in the snow", "A pair of dogs in the snow."),
+    ("A red double-decker bus on a city street.", "The red bus is stopped."),
+    ("A plate of food with broccoli and rice.", "A meal on a table."),
+    ("A cat laying on a laptop keyboard", "A cat sleeps on a laptop."),
+)
+
+
+def karpathy(name, numbers, split="test"):
+    """Return images of Karpathy's files; of COCO they have a folder and a number."""
+    images = []
+    for at, number in enumerate(numbers):
+        said = [{"raw": text, "imgid": at, "sentid": 2 * at + k} for k, text in
+                enumerate(TEXTS[at % len(TEXTS)])]  # fmt: skip
+        about = {"imgid": at, "split": split, "filename": f"{number}.jpg", "sentences": said}
+        if name == "coco":
+            about |= {"filename": f"COCO_val2014_{number:012d}.jpg", "filepath": "val2014"}
+            about |= {"cocoid": number}
+        images.append(about)
+    return images
+
+
+def coco_caption(root):
+    """COCO in Karpathy's file: five images of the test split, one of another."""
+    numbers = [391895, 60623, 483108, 384213, 42]
+    images = karpathy("coco", numbers) + karpathy("coco", [7], "restval")
+    value(root / "coco_caption" / "dataset_coco.json", {"dataset": "coco", "images": images})
+    names = [f"COCO_val2014_{number:012d}.jpg" for number in numbers]
+    draw(root / "coco_caption" / "val2014", names)
+
+
+def flickr30k(root):
+    """Flickr30k: the token file with the list of the split beside it."""
+    folder, names = root / "flickr30k", ["1007129816", "1009434119", "101362133", "102617084"]
+    told = [
+        f"{name}.jpg#{k}\t{text}\n"
+        for at, name in enumerate([*names, "36979"])
+        for k, text in enumerate(TEXTS[at])
+    ]
+    folder.mkdir(parents=True)
+    (folder / "results_20130124.token").write_text("".join(told))
+    (folder / "test.txt").write_text("\n".join(names) + "\n")
+    draw(folder / "flickr30k-images", [f"{name}.jpg" for name in names])
+
+
+def nocaps(root):
+    """NoCaps validation: two images of each of two domains."""
+    names = ["0013ea2087020901", "004e21eb2e686f40", "00a159a661a2f5aa", "00c9e1d1a8a2b5dd"]
+    images = [
+        {
+            "id": at,
+            "file_name": f"{name}.jpg",
+            "open_images_id": name,
+            "domain": ("near-domain", "out-domain")[at % 2],
+        }
+        for at, name in enumerate(names)
+    ]
+    told = [
+        {"image_id": at, "id": 10 * at + k, "caption": text}
+        for at in range(len(names))
+        for k, text in enumerate(TEXTS[at])
+    ]
+    whole = {"info": {}, "licenses": [], "images": images, "annotations": told}
+    value(root / "nocaps" / "nocaps_val_4500_captions.json", whole)
+    draw(root / "nocaps" / "val", [f"{name}.jpg" for name in names])
+
+
+def conceptual(root):
+    """Conceptual Captions: the tsv without a header, one of four pictures was not to be had."""
+    folder = root / "conceptual"
+    folder.mkdir(parents=True)
+    rows = [f"{texts[0]}\thttp://example.org/{at}.jpg\n" for at, texts in enumerate(TEXTS[:4])]
+    (folder / "Validation_GCC-1.1.0-Validation.tsv").write_text("".join(rows))
+    draw(folder, [f"00000/{at:09d}.jpg" for at in (0, 1, 3)])
 
 
 def make(root, names):

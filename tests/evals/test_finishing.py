@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sgqlm.evals import answers, benchmark, finishing, tasks
+from sgqlm import errors
+from sgqlm.evals import answers, benchmark, finishing, judging, tasks
 from tests.evals import benchmark_files as files
 
 
@@ -31,9 +32,9 @@ def test_a_part_is_scored_against_its_own_annotations_and_not_sent(place, tmp_pa
     assert part.score.report()["count"] == 2 and not part.score.faults.is_mismatch
     assert part.submission is None and "--limit" in part.notes[0]
     whole = done(place, tmp_path / "whole")
-    assert (
-        whole.score.report()["count"] == 3 and len(whole.submission.read_text().splitlines()) == 3
-    )
+    assert whole.score and whole.submission
+    assert whole.score.report()["count"] == 3
+    assert len(whole.submission.read_text().splitlines()) == 3
 
 
 def test_the_report_names_the_file_it_measured(place, tmp_path):
@@ -43,3 +44,75 @@ def test_the_report_names_the_file_it_measured(place, tmp_path):
     told = json.loads(path.read_text())
     assert told["settings"] == {"checkpoint": "here"} and told["failed"] == []
     assert set(told["score"]["sha256"]) == {benchmark.ANSWERS}
+
+
+class Fixed:
+    """A judge that gives every answer the same scores, or fails."""
+
+    name = "fixed"
+
+    def __init__(self, reply: str | None = "8 4"):
+        """Keep the reply; None for a judge that fails."""
+        self.reply, self.asked = reply, 0
+
+    def complete(self, messages, *, max_tokens, temperature):
+        """Give the reply."""
+        self.asked += 1
+        if self.reply is None:
+            raise errors.SgqlmError("gone", code=errors.RESOURCES)
+        return self.reply
+
+
+def judged(place, folder, by=None, *, limit=0):
+    job = benchmark.prepare(place, limit=limit)
+    lines = [
+        {"question_id": q.id, "prompt": q.prompt, "text": "A", "metadata": {}}
+        for q in (job.questions[at] for at in job.chosen)
+    ]
+    folder.mkdir(exist_ok=True)
+    answers.write(folder / benchmark.ANSWERS, lines)
+    settings = judging.Settings(by=by) if by else None
+    return finishing.finish(job, lines, folder, settings)
+
+
+def test_a_judge_grades_what_was_answered(tmp_path):
+    root = files.make(tmp_path / "root", ["llava_wild"])
+    folder = root / "llava-bench-in-the-wild"
+
+    def place():
+        return tasks.locate(tasks.get("llava_wild"), root)
+
+    assert "context.jsonl" in judged(place(), tmp_path / "out", Fixed()).notes[0]
+    asked = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    files.lines(folder / "context.jsonl", [{"image": q["image"], "caption": "c"} for q in asked])
+    files.lines(
+        folder / "answers_gpt4.jsonl",
+        [{"question_id": q["question_id"], "text": "r"} for q in asked],
+    )
+    found = judged(place(), tmp_path / "out")
+    assert found.score is None and f"{folder / 'context.jsonl'}" in found.notes[0]
+    assert "sgqlm eval score" in found.notes[0] and "--judge=openai" in found.notes[0]
+    failed = judged(place(), tmp_path / "out", Fixed(None))
+    assert failed.score is None and failed.code == errors.RESOURCES and "gone" in failed.notes[0]
+    part = judged(place(), tmp_path / "out", Fixed(), limit=2)
+    assert part.score and part.score.report()["count"] == 2 and part.code == errors.OK
+    rest = Fixed()
+    whole = judged(place(), tmp_path / "out", rest)
+    assert whole.score and whole.score.score == 0.5 and rest.asked == 1
+    path = finishing.write_report(whole, {}, tmp_path / "out" / benchmark.REPORT)
+    assert json.loads(path.read_text())["score"]["judge"].startswith("fixed, prompt ")
+
+
+def test_mmvet_and_mmbench_take_the_judge_too(tmp_path):
+    root = files.make(tmp_path / "root", ["mmbench"])
+    item = {"imagename": "a.png", "question": "x?", "answer": "y", "capability": ["ocr"]}
+    files.value(root / "mm-vet" / "mm-vet.json", {f"v1_{n}": item for n in range(2)})
+    files.draw(root / "mm-vet" / "images", ["a.png"])
+    vet = tasks.locate(tasks.get("mmvet"), root)
+    part = judged(vet, tmp_path / "vet", Fixed("0.5"), limit=1).score
+    whole = judged(vet, tmp_path / "vet", Fixed("0.5")).score
+    assert part and whole and len(part.items) == 1 and whole.score == 0.5
+    bench = tasks.locate(tasks.get("mmbench"), root)
+    by = Fixed()
+    found = judged(bench, tmp_path / "bench", by).score
+    assert found and found.more["judging"]["shown"] == by.asked == 0

@@ -1,9 +1,12 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from sgqlm import config
+from sgqlm import config, errors
+from sgqlm.cli import eval_model, eval_scenes
+from sgqlm.evals import measured as report_files
 from sgqlm.evals import prior, report, runner, scenes
 from sgqlm.scenes import grammar, questions, world
 from tests import tiny_model
@@ -87,6 +90,36 @@ def test_the_report_keeps_its_contract(measured, tmp_path):
         "well_formed_share_shuffled",
     }
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_of_results_is_a_report_beside_others(measured, tmp_path, monkeypatch):
+    """The same figures as without a folder, with intervals; a second run asks nothing."""
+    model, few = tiny_model.make(), dataclasses.replace(SETTINGS, num_scenes=6, num_described=0)
+    world = dataclasses.replace(tiny_model.SCENES, num_test=6)
+    model_settings = dataclasses.replace(model.config.model, region_words=0)  # as in `measured`
+    settings = dataclasses.replace(model.config, model=model_settings, scenes=world, eval=few)
+    source = eval_model.Source(str(tmp_path / "run"), None, settings, (), ())
+    eval_scenes.measure(model, settings, source, tmp_path / "scenes")
+    path = tmp_path / "scenes" / "report.json"
+    told = json.loads(path.read_text())
+    assert {name: told[name] for name in measured} == measured
+    score, before = told["score"], path.read_text()
+    assert score["score"] == pytest.approx(measured["test"]["accuracy"], abs=1e-4)
+    assert len(score["items"]) == score["count"] == len(score["details"])
+    assert score["figures"]["no_graph"]["value"] == measured["no_graph"]["accuracy"]
+    assert score["groups"]["one_hop"] == "families" and score["groups"]["prior"] == "controls"
+    with monkeypatch.context() as changed:
+        changed.setattr(model, "respond", _silent)
+        eval_scenes.measure(model, settings, source, tmp_path / "scenes")
+    assert path.read_text() == before
+    (found,), _ = report_files.find([tmp_path])
+    assert (found.task, found.metric) == ("scenes", "accuracy")
+    with pytest.raises(errors.SgqlmError, match="another evaluation"):
+        eval_scenes.measure(model, settings, source, tmp_path / "scenes", limit=2)
+
+
+def _silent(*_, **__):
+    raise AssertionError("an answer that is there was asked for again")
 
 
 def test_lines_name_every_arm(measured):

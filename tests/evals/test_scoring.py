@@ -197,3 +197,13 @@ def test_a_report_is_json_and_has_its_figures(tmp_path):
     assert "100.00 %" in text and "more than once: 1" in text
     none = scored.Scored("mme", None, "points", [("cognition", None, None)], {}, done.faults)
     assert none.lines()[1].split() == ["cognition", "-"]
+
+
+def test_a_split_of_mmbench_without_answers_is_told(tmp_path):
+    sheet, said = tmp_path / "mmbench_test.tsv", tmp_path / "a.jsonl"
+    said.write_text('{"question_id": 1, "text": "A"}')
+    for head, row in (("", ""), ("\tanswer", "\t")):
+        sheet.write_text(f"index\tquestion\tA\tB{head}\n1\tWhich?\tcat\tdog{row}\n")
+        with pytest.raises(errors.SgqlmError, match="the table has no answers") as told:
+            scoring.score("mmbench", [said], [sheet])
+        assert "sgqlm eval submit --task mmbench" in told.value.fix

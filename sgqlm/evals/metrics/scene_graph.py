@@ -122,7 +122,8 @@ def evaluate(
         `zero_shot_relations`; for each K `R@K`, `mR@K`, `F@K` (harmonic mean of both), `ng-R@K`,
         `ng-mR@K` (without the graph constraint, that is several predicates a pair), `zR@K` and
         `pooled-mR@K`, in 0..1 and None where there is nothing to measure; `by_predicate`, the
-        frequent first, each with `images`, `relations`, `R@K` and `ng-R@K`.
+        frequent first, each with `images`, `relations`, `R@K` and `ng-R@K`; `by_image`, key (its
+        position where it has none) -> `R@K`, whose mean over the images is `R@K`.
 
     Raises:
         SgqlmError: the parts of an image do not fit together, or given regions were changed.
@@ -131,12 +132,13 @@ def evaluate(
     numbers = {name: number for number, name in enumerate(predicates)}
     seen = None if zero_shot is None else {(s, numbers.get(p, p), o) for s, p, o in zero_shot}
     tallies, unseen = {"": _tally(ks), "ng-": _tally(ks)}, _tally(ks)
-    counts, images, num_unseen = collections.Counter(), collections.Counter(), 0
+    counts, images, num_unseen, keys = collections.Counter(), collections.Counter(), 0, []
     for index, (found, true) in enumerate(zip(predicted, truth, strict=True)):
         where = true.key or f"image {index}"
         triplets = _true_triplets(true, matching, where)
         if not len(triplets):
             continue
+        keys.append(true.key or str(index))
         counts.update(triplets[:, 2].tolist())
         images.update(set(triplets[:, 2].tolist()))
         same = _same_objects(found, true, mode, iou, matching, where)
@@ -146,9 +148,9 @@ def evaluate(
                 new = _unseen(true, triplets, seen)
                 num_unseen += int(new.sum())
                 _add(unseen, ranks[new], triplets[new])
-    measured = {"images": len(tallies[""].recalls[ks[0]]), "relations": sum(counts.values())}
+    measured = {"images": len(keys), "relations": sum(counts.values())}
     measured |= {"zero_shot_images": len(unseen.recalls[ks[0]]), "zero_shot_relations": num_unseen}
-    summary = _summary(tallies, unseen.recalls, counts, images, predicates)
+    summary = _summary(tallies, unseen.recalls, counts, images, predicates, keys)
     return {"mode": mode, "matching": matching} | measured | summary
 
 
@@ -304,7 +306,7 @@ def _unseen(true: Truth, triplets: np.ndarray, seen: Collection[tuple]) -> np.nd
     return np.array([(labels[s], p, labels[o]) not in seen for s, o, p in triplets.tolist()])
 
 
-def _summary(tallies, unseen, counts, images, predicates) -> dict:
+def _summary(tallies, unseen, counts, images, predicates, keys) -> dict:
     result = {}
     for k, values in unseen.items():
         for prefix, tally in tallies.items():
@@ -322,7 +324,12 @@ def _summary(tallies, unseen, counts, images, predicates) -> dict:
         for k in unseen:
             for prefix, tally in tallies.items():
                 table[name][f"{prefix}R@{k}"] = float(np.mean(tally.shares[k][predicate]))
-    return result | {"by_predicate": table}
+    return result | {"by_predicate": table, "by_image": _by_image(keys, tallies[""])}
+
+
+def _by_image(keys: Sequence[str], tally: _Tally) -> dict[str, dict[str, float]]:
+    shown = [{f"R@{k}": part[at] for k, part in tally.recalls.items()} for at in range(len(keys))]
+    return dict(zip(keys, shown, strict=True))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -8,6 +8,7 @@ from sgqlm.evals.metrics import records
 
 OPTIONS = ("A", "B", "C", "D", "E")
 FAILED = "FAILED"
+_SUBJECTS = {"natural": "NAT", "social": "SOC", "language": "LAN"}
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # the dot is any sign, but there must be one
 
 
@@ -73,6 +74,27 @@ def score(
         "chosen": chosen,
         "items": items,
     }
+
+
+def groups(problem: Mapping[str, Any]) -> list[str]:
+    """Return the groups of ScienceQA's own table that a problem counts in.
+
+    Args:
+        problem: of problems.json, with `subject`, `grade`, `hint` and `image` as far as known.
+
+    Returns:
+        One of `subject NAT`, `SOC` and `LAN`; of `context TXT`, `IMG` and `NO` all that fit;
+        `grade G1-6` or `G7-12`.
+    """
+    subject = str(problem.get("subject", "")).split(" ")[0]
+    found = [f"subject {_SUBJECTS[subject]}"] if subject in _SUBJECTS else []
+    contexts = [n for n, key in (("TXT", "hint"), ("IMG", "image")) if problem.get(key)]
+    if "hint" in problem or "image" in problem:
+        found += [f"context {name}" for name in contexts or ["NO"]]
+    grade = str(problem.get("grade", "")).removeprefix("grade")
+    if grade.isdecimal():
+        found.append("grade G1-6" if int(grade) <= 6 else "grade G7-12")
+    return found
 
 
 def has_image(answer: Mapping[str, Any]) -> bool:
