@@ -77,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     data_show.add_parser(verbs)
     listing = verbs.add_parser("cards", help="list the published data sets, and what is missing")
     listing.add_argument("name", nargs="?", help="of one data set, to show its card")
-    listing.add_argument("--root", type=pathlib.Path, help="folder with a folder for each data set")
+    listing.add_argument(
+        "--root",
+        type=pathlib.Path,
+        help="folder with a folder for each data set; with a name, also that of the data set",
+    )
     listing.set_defaults(run=_cards)
     return parser
 
@@ -245,7 +249,7 @@ def _cards(args: argparse.Namespace) -> int:
     for card in found:
         print(f"{card.name:<{width}}  {card.title}; {card.licence}")
         if args.root and card.files:
-            folder = args.root / card.name
+            folder = cards.place(card, args.root)
             lines = cards.missing_files(card, folder) if folder.is_dir() else [f"no {folder}"]
             for line in lines or ["all files are there"]:
                 print(f"{'':<{width}}    {line}")
@@ -267,8 +271,11 @@ def _one_card(card: cards.Card, root: pathlib.Path | None) -> int:
         needed = "" if file["required"] else ", may be absent"
         size = f", {file['size']}" if "size" in file else ""
         print(f"  - {file['path']}: {file['what']}{size}{needed}")
-    for line in cards.missing_files(card, root) if root else ():
-        print(line)
+    if root:
+        folder = cards.place(card, root)
+        folder = folder if folder.is_dir() else root  # that of this data set alone
+        for line in cards.missing_files(card, folder) or [f"all files are there: {folder}"]:
+            print(line)
     return errors.OK
 
 

@@ -150,6 +150,16 @@ def image_roots(card: Card, folder: pathlib.Path, file: pathlib.Path) -> list[pa
     return list(dict.fromkeys(path for path in places if path.is_dir()))
 
 
+def place(card: Card, root: pathlib.Path) -> pathlib.Path:
+    """Return the folder of a data set below one of many: as its card calls it, or as its name.
+
+    A benchmark's card tells the `folder` that LLaVA's programs and `sgqlm eval --root` look in.
+    """
+    names = dict.fromkeys((card.rest.get("folder", card.name), card.name))
+    found = [root / name for name in names if (root / name).is_dir()]
+    return found[0] if found else root / next(iter(names))
+
+
 def missing_files(card: Card, folder: str | os.PathLike) -> list[str]:
     """Compare a folder with the files its card expects.
 

@@ -74,6 +74,11 @@ class _Store:
         """Return the number of rows."""
         return self._length
 
+    @property
+    def manifest_digest(self) -> str:
+        """Return the SHA-256 of what the manifest tells: that of the store's content."""
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+
     def _row(self, row: int) -> dict[str, Any]:
         if not 0 <= row < self._length:
             raise IndexError(f"row {row} of {self._length} in {self.folder}")

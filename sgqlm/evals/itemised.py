@@ -8,11 +8,12 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sgqlm.evals import scored, scoring, tables, yes_no
+from sgqlm.evals import questions, scored, scoring, tables, yes_no
 from sgqlm.evals.metrics import mmbench, scienceqa
 
 Files = Sequence[pathlib.Path]
 _LETTERS = scienceqa.OPTIONS
+_SUFFIXES = {"mmbench": questions.LETTER, "mmbench_cn": questions.LETTER_CN}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Item:
         image: name of the image, empty where none is known.
         pixels: the encoded image, in benchmarks that have it in their table.
         kinds: names of the figures that the item counts in.
+        asked: the whole prompt, where it is known and is not the question alone.
     """
 
     question: str = ""
@@ -34,6 +36,7 @@ class Item:
     image: str = ""
     pixels: bytes = dataclasses.field(default=b"", repr=False)
     kinds: tuple[str, ...] = ()
+    asked: str = ""
 
 
 def read(task: str, answers: Files, annotations: Files) -> dict[str, Item]:
@@ -57,7 +60,7 @@ def read(task: str, answers: Files, annotations: Files) -> dict[str, Item]:
             _pope(answers, [p for path in annotations for p in _files(path, "coco_pope_*")])
         )
     if task in ("mmbench", "mmbench_cn"):
-        return dict(_mmbench(answers, annotations))
+        return dict(_mmbench(task, answers, annotations))
     readers = {
         "gqa": _gqa,
         "seed": _seed,
@@ -105,7 +108,8 @@ def _item(
     image = next((str(record[name]) for name in names if record.get(name) is not None), "")
     given = None if answer is None else answer.text
     told = tuple(str(kind) for kind in kinds if kind is not None)
-    return Item(str(question), str(wanted), given, image, kinds=told)
+    asked = "" if answer is None else answer.prompt
+    return Item(str(question), str(wanted), given, image, kinds=told, asked=asked)
 
 
 def _by_id(said: Sequence[tables.Answer]) -> dict[str, tables.Answer]:
@@ -150,7 +154,7 @@ def _scienceqa(said: Sequence[tables.Answer], files: Files) -> Iterator[tuple[st
         lines += [f"{letter}. {text}" for letter, text in options]
         is_image = answer and scienceqa.has_image({**answer.record, "prompt": answer.prompt})
         kinds = ["IMG accuracy"] if is_image else []
-        kinds += [item[name] for name in ("subject", "grade") if item.get(name)]
+        kinds += scienceqa.groups(item)
         where = {"image": f"{key}/{item['image']}"} if item.get("image") else {}
         wanted = ". ".join(options[item["answer"]]) if item["answer"] < len(options) else ""
         yield key, _item("\n".join(filter(None, lines)), wanted, answer, where, kinds)
@@ -198,7 +202,7 @@ def _voted(answers: Sequence) -> str:
     return ", ".join(f"{text} ({n})" if n > 1 else text for text, n in counts)
 
 
-def _mmbench(answers: Files, annotations: Files) -> Iterator[tuple[str, Item]]:
+def _mmbench(task: str, answers: Files, annotations: Files) -> Iterator[tuple[str, Item]]:
     rows = [row for path in annotations or answers for row in tables.items(path)]
     found = _by_id(tables.answers(answers[0])) if annotations else {}
     said = {
@@ -220,12 +224,20 @@ def _mmbench(answers: Files, annotations: Files) -> Iterator[tuple[str, Item]]:
         if len(part) > 1:
             wanted += f" (rotated: {', '.join(row['answer'] for row in part)})"
         given = " | ".join("no answer" if text is None else text for text in texts)
+        first = found.get(str(head["index"]))
+        asked = first.prompt + _SUFFIXES[task] if first and first.prompt else ""
         kinds = (short.get(head.get("l2-category"), head.get("l2-category")), head.get("category"))
         told = tuple(kind for kind in kinds if kind)
         yield (
             str(base),
             Item(
-                "\n".join(filter(None, lines)), wanted, given, f"index {base}", _pixels(head), told
+                "\n".join(filter(None, lines)),
+                wanted,
+                given,
+                f"{base}.jpg",
+                _pixels(head),
+                told,
+                asked,
             ),
         )
 
@@ -262,5 +274,5 @@ def _mme(answers: Files, annotations: Files) -> Iterator[tuple[str, Item]]:
         said.setdefault(yes_no.mme_key(category, image, answer.prompt), answer.text)
     for key, category, row in truth:
         given = said.get(key) if annotations else row[3]
-        item = Item(row[1], row[2], given, f"{category}/{row[0]}", kinds=(category,))
+        item = Item(row[1], row[2], given, f"{category}/{row[0]}", kinds=(category,), asked=row[1])
         yield f"{category}/{row[0]}/{row[1]}", item

@@ -123,6 +123,8 @@ _NOTES = {
     ("ShareGPT4V-7B", "seed"): _IMAGES,
     ("ShareGPT4V-13B", "seed"): _IMAGES,
 }
+_GONE = "graded by a GPT-4 that is gone"
+_JUDGED = {"mmvet": _GONE, "llava_wild": _GONE}
 _THIRD_PARTY = {("ShareGPT4V-7B", "pope")}
 ABSENT = {"LLaVA-SG-7B": "not found in any text at hand; take it from the tables of the paper"}
 NOTES = (
@@ -138,14 +140,14 @@ def _values() -> Iterator[Value]:
                 continue
             key = model, benchmark
             other = key in _THIRD_PARTY
-            note = _NOTES.get(key, _STAR if "*" in model else "")
+            notes = _NOTES.get(key, _STAR if "*" in model else ""), _JUDGED.get(benchmark, "")
             yield Value(
                 model,
                 benchmark,
                 score,
                 "third party" if other else source,
                 THIRD_PARTY if other else certainty,
-                note,
+                "; ".join(filter(None, notes)),
             )
 
 

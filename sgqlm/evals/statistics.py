@@ -14,6 +14,7 @@ import numpy as np
 from sgqlm import errors
 
 RESAMPLES = 10_000
+FEWEST, MANY = 5, 30  # independent units, see `Interval.doubt` and `Interval.caution`
 _CELLS = 1 << 22  # of one block of draws
 Combine = Callable[[np.ndarray], np.ndarray]  # float[r, c] column means -> float[r]
 
@@ -28,6 +29,7 @@ class Interval:
         high: upper end.
         level: confidence.
         count: items.
+        units: what was resampled: groups of items, items without groups.
     """
 
     value: float
@@ -35,6 +37,30 @@ class Interval:
     high: float
     level: float
     count: int
+    units: int = 0
+
+    def doubt(self, noun: str = "questions") -> str:
+        """Return why this is no interval, empty where it is one.
+
+        Of g units, the resample that is the most extreme one g times has a chance of g^-g or more;
+        for g up to 3 that is more than the 2.5 % of a tail, and a single unit is the end of the
+        interval. The resampled variance is (g - 1) / g of the right one and the normal quantile
+        stands for that of t, so 4 units would give an interval 1.9 times too short. Hence `FEWEST`.
+        Where every resample gives the same value, as for 12 right answers of 12, resampling cannot
+        tell the spread (Clopper and Pearson 1934 give 74 % as the lower limit there).
+
+        Args:
+            noun: what the units are.
+        """
+        if self.units < FEWEST:
+            return f"{self.units} {noun} are fewer than the {FEWEST} that an interval needs"
+        if self.high - self.low <= 1e-12:
+            return f"all {noun} score alike"
+        return ""
+
+    def caution(self, noun: str = "questions") -> str:
+        """Return a warning where the units are few: the bootstrap's interval is then too short."""
+        return f"from {self.units} {noun} only, rather too narrow" if self.units < MANY else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +133,7 @@ def bootstrap(
     if not len(values) or not np.isfinite(value):
         raise _wrong("the score is not defined on these items", f"{len(table)} items")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high), level, len(table))
+    return Interval(value, float(low), float(high), level, len(table), len(sums))
 
 
 def compare(

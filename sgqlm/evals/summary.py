@@ -1,21 +1,18 @@
 """What a reader sees of scored answers: scores beside published ones, as json and markdown."""
 
-import collections
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sgqlm.evals import comparing, published, statistics
-from sgqlm.evals.metrics import mmbench
+from sgqlm.evals import comparing, families, measured, published, statistics
 
 REPORT, COMPARISON = "sgqlm eval report", "sgqlm eval comparison"
-_DIMENSIONS, _CATEGORIES = "dimensions", "categories"
 
 
 def build(
-    reports: Sequence[comparing.Report],
-    known: Sequence[tuple[comparing.Items, str]],
+    reports: Sequence[measured.Report],
+    known: Sequence[tuple[measured.Items, str]],
     *,
     wrong: int = 40,
 ) -> dict[str, Any]:
@@ -23,21 +20,23 @@ def build(
 
     Args:
         reports: what was measured.
-        known: `comparing.items_of` each of them.
+        known: `measured.items_of` each of them.
         wrong: wrong answers of each report that are spelled out.
 
     Returns:
         Json values: `kind`; `reports`, with scores as they are shown (per cent, points of MME),
         intervals, `families` of figures, notes and wrong answers; `table`, of the measured beside
-        the published scores.
+        the published scores; `together`, several models on one benchmark.
     """
     parts = [_part(r, *items, wrong) for r, items in zip(reports, known, strict=True)]
-    return {"kind": REPORT, "reports": parts, "table": table(parts)}
+    shown = {"table": table(parts), "together": together(parts)}
+    return {"kind": REPORT, "reports": parts, **shown}
 
 
-def _part(report: comparing.Report, items: comparing.Items, absent: str, wrong: int) -> dict:
+def _part(report: measured.Report, items: measured.Items, absent: str, wrong: int) -> dict:
     found, reason = comparing.interval(report, items)
     failed = [key for key, score in report.items.items() if score < 1]
+    pictures = len(set((comparing.images_of(report, items) or {}).values())) or None
     shown = min(wrong, len(failed))
     chosen = [failed[len(failed) * at // shown] for at in range(shown)]  # of all parts of the file
     return {
@@ -45,17 +44,18 @@ def _part(report: comparing.Report, items: comparing.Items, absent: str, wrong: 
         "task": report.task,
         "file": str(report.path),
         "metric": report.metric,
-        "unit": "points" if report.task == "mme" else "%",
+        "unit": report.unit,
         "score": _scaled(report, report.score),
         "interval": _interval(report, found),
+        "caution": found.caution("images" if pictures else "questions") if found else "",
         "no_interval": reason,
         "count": len(report.items),
-        "images": len(set((comparing.images_of(report, items) or {}).values())) or None,
+        "images": pictures,
         "judge": report.judge,
         "caveats": report.caveats,
         "notes": list(report.notes),
         "faults": {kind: count for kind, count in report.faults.items() if count},
-        "families": [_family(report, items, *f) for f in families(report.task, report.figures)],
+        "families": [_family(report, items, *found) for found in families.of(report)],
         "wrong": {
             "count": len(failed),
             "absent": absent,
@@ -64,7 +64,7 @@ def _part(report: comparing.Report, items: comparing.Items, absent: str, wrong: 
     }
 
 
-def answer(report: comparing.Report, items: comparing.Items, key: str) -> dict[str, Any]:
+def answer(report: measured.Report, items: measured.Items, key: str) -> dict[str, Any]:
     """Return an item as json values; of one that no file tells, only id and score."""
     if key not in items:
         return {"id": key, "score": report.items[key]}
@@ -73,42 +73,7 @@ def answer(report: comparing.Report, items: comparing.Items, key: str) -> dict[s
     return {"id": key, "score": report.items[key], **told, "image": item.image, "kinds": item.kinds}
 
 
-def families(task: str, figures: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return the figures below the headline in groups that are charted together."""
-    names = list(figures)[1:]
-    if task == "pope":
-        groups = _grouped(names, lambda name: name.rpartition(" ")[0])
-    elif task in ("mmbench", "mmbench_cn"):
-        groups = _grouped(
-            names,
-            lambda name: (
-                "answers"
-                if name == "single"
-                else _DIMENSIONS
-                if name in mmbench.DIMENSIONS
-                else _CATEGORIES
-            ),
-        )
-    elif task in ("vqav2", "vizwiz"):
-        kinds = ("yes/no", "number", "other", "unanswerable", "unsuitable")
-        groups = _grouped(names, lambda n: "answer types" if n in kinds else "question types")
-    elif task == "gqa":
-        groups = _grouped(names, lambda n: n.split(" ")[0] if " " in n else "question types")
-    elif task == "mme":
-        groups = _grouped(names, lambda name: "sum" if name == "cognition" else _CATEGORIES)
-    else:
-        groups = {"parts": names}
-    return [(title, found) for title, found in groups.items() if found]
-
-
-def _grouped(names: Iterable[str], key) -> dict[str, list[str]]:
-    out = collections.defaultdict(list)
-    for name in names:
-        out[key(name)].append(name)
-    return out
-
-
-def _family(report: comparing.Report, items: comparing.Items, title: str, names) -> dict:
+def _family(report: measured.Report, items: measured.Items, title: str, names) -> dict:
     rows = []
     for name in names:
         value, count = report.figures[name]
@@ -118,18 +83,68 @@ def _family(report: comparing.Report, items: comparing.Items, title: str, names)
                 "name": name.removeprefix(f"{title} "),
                 "value": _scaled(report, value),
                 "interval": _interval(report, found),
-                "count": count if count is not None else found and found.count,
+                "count": count or len(comparing.keys_of(report, items, name)) or None,
             }
         )
-    highest = {"sum": 800, _CATEGORIES: 200}[title] if report.task == "mme" else 100
+    highest = max([families.highest(report.task, title), *(row["value"] or 0 for row in rows)])
     return {"title": title, "highest": highest, "rows": rows}
 
 
-def _scaled(report: comparing.Report, value: float | None) -> float | None:
+def together(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Put the figures of several models on one benchmark side by side.
+
+    Args:
+        parts: the `reports` of `build`.
+
+    Returns:
+        One a benchmark of several models: `task`, `unit`, `names` of the models and `families`,
+        whose rows have `bars` (`value` and `interval`, or None) in the order of the names.
+    """
+    by_task: dict[tuple, list[Mapping]] = {}
+    for part in parts:
+        by_task.setdefault((part["task"], part["metric"], part["unit"]), []).append(part)
+    out = []
+    for (task, metric, unit), same in by_task.items():
+        if len(same) < 2:
+            continue
+        bars = [{"value": part["score"], "interval": part["interval"]} for part in same]
+        head = {"name": metric, "count": None, "bars": bars}
+        titles = dict.fromkeys(f["title"] for part in same for f in part["families"])
+        found = [_side_by_side(title, same) for title in titles]
+        most = max([families.highest(task, metric), *(bar["value"] or 0 for bar in bars)])
+        first = {"title": "all questions", "highest": most, "rows": [head]}
+        names = [part["name"] for part in same]
+        out.append({"task": task, "unit": unit, "names": names, "families": [first, *found]})
+    return out
+
+
+def _side_by_side(title: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found = [next((f for f in p["families"] if f["title"] == title), None) for p in parts]
+    rows = [{row["name"]: row for row in f["rows"]} if f else {} for f in found]
+    names = dict.fromkeys(name for part in rows for name in part)
+    return {
+        "title": title,
+        "highest": max(f["highest"] for f in found if f),
+        "rows": [
+            {
+                "name": name,
+                "count": next((part[name]["count"] for part in rows if name in part), None),
+                "bars": [_bar(part[name]) if name in part else None for part in rows],
+            }
+            for name in names
+        ],
+    }
+
+
+def _bar(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"value": row["value"], "interval": row["interval"]}
+
+
+def _scaled(report: measured.Report, value: float | None) -> float | None:
     return None if value is None else report.scale * value
 
 
-def _interval(report: comparing.Report, found: statistics.Interval | None) -> dict | None:
+def _interval(report: measured.Report, found: statistics.Interval | None) -> dict | None:
     if found is None:
         return None
     low, high = report.scale * found.low, report.scale * found.high
@@ -234,6 +249,14 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines = ["# Evaluation", "", *_table(header, rows), ""]
     lines += [f"- {_plain(note)}" for note in (*notes, *found["table"]["notes"])]
     lines += [f"- {name}: {why}" for name, why in found["table"]["absent"].items()]
+    for part in found["together"]:
+        lines += ["", f"## {part['task']}: {_plain(', '.join(part['names']))}"]
+        for family in part["families"]:
+            rows = [
+                [row["name"], *(number(bar and bar["value"], digits=2) for bar in row["bars"])]
+                for row in family["rows"]
+            ]
+            lines += ["", *_table([family["title"], *part["names"]], rows)]
     for part in found["reports"]:
         lines += ["", f"## {part['task']}: {_plain(part['name'])}", "", *_about(part)]
         for family in part["families"]:
@@ -255,7 +278,8 @@ def headline(part: Mapping[str, Any]) -> str:
         return f"{text} (no interval: {part['no_interval']})"
     cluster = f", clustered by {part['images']:,} images" if part["images"] else ""
     level = f"{100 * found['level']:.0f} %"
-    return f"{text}, {level} interval {_range(found)} (bootstrap over questions{cluster})"
+    caution = f"; {part['caution']}" if part["caution"] else ""
+    return f"{text}, {level} interval {_range(found)} (bootstrap over questions{cluster}{caution})"
 
 
 def facts(part: Mapping[str, Any]) -> list[str]:
@@ -311,7 +335,7 @@ def _plain(text: object) -> str:
 
 def compared(
     found: Sequence[comparing.Compared],
-    known: Sequence[Sequence[comparing.Items]],
+    known: Sequence[Sequence[measured.Items]],
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return comparisons as json values; `changed` has every question that changed.
@@ -325,7 +349,7 @@ def compared(
     return {"kind": COMPARISON, "tasks": tasks, "notes": list(notes)}
 
 
-def _compared(one: comparing.Compared, known: Sequence[comparing.Items]) -> dict[str, Any]:
+def _compared(one: comparing.Compared, known: Sequence[measured.Items]) -> dict[str, Any]:
     first, second, items = one.first, one.second, one.items
 
     def rows(keys: Sequence[str]) -> list[dict]:
@@ -342,7 +366,7 @@ def _compared(one: comparing.Compared, known: Sequence[comparing.Items]) -> dict
     return {
         "task": first.task,
         "metric": first.metric,
-        "unit": "points" if first.task == "mme" else "%",
+        "unit": first.unit,
         "first": {
             "name": first.name,
             "file": str(first.path),

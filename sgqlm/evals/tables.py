@@ -72,6 +72,10 @@ def _records(path: str | os.PathLike) -> list[Any]:
     value = load(path)
     if isinstance(value, list):
         return [record for record in value if not _is_header(record)]
+    if _is_record(value):
+        return [value]
+    if _is_header(value):
+        raise damaged(path, "it has no answers under its first line")
     if "correct" in value and "incorrect" in value:  # LLaVA's ScienceQA output, in two lists
         return [*value["correct"], *value["incorrect"]]
     if isinstance(value.get("outputs"), Mapping):  # LLaVA's ScienceQA result
@@ -79,6 +83,11 @@ def _records(path: str | os.PathLike) -> list[Any]:
     if len(value) and all(isinstance(text, str | None) for text in value.values()):
         return [{"question_id": key, "text": text} for key, text in value.items()]
     return [value] if records.first(value, TEXTS) is not None else _listed(value, path)
+
+
+def _is_record(value: Mapping) -> bool:
+    """Return whether an object is one record, the only line of a file."""
+    return records.first(value, IDS) is not None and any(name in value for name in TEXTS)
 
 
 def _is_header(record: Any) -> bool:
@@ -97,6 +106,8 @@ def items(path: str | os.PathLike, fields: Iterable[str] = ()) -> list[dict[str,
         SgqlmError: the file is missing or damaged, or of another kind.
     """
     value = load(path)
+    if isinstance(value, dict) and "image" in value and not any(name in value for name in _LISTS):
+        value = [value]  # VizWiz has no other id
     value = value if isinstance(value, list) else _listed(value, path)
     need(value, fields, path)
     return value

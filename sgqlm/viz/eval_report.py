@@ -4,17 +4,23 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from sgqlm.viz import pages
+from sgqlm.data import graphs
+from sgqlm.viz import overlay, pages, scene_graph
 
 Picture = tuple[Image.Image | None, str]
-_WIDTH, _PITCH = 340, 40
+MOST = 24  # rows of one chart; a longer one is cut into several
+_WIDTH, _HEAD, _THICK = 340, 20, 12
+_SIDE, _WEIGHED = 360, 4
+_COLOURS = ("accent", "m1", "m2", "m3", "m4", "m5")
 _STYLE = """
-:root { color-scheme: light dark; --well: #e9ecf1; --good: #1b7a43; --bad: #b3261e; }
+:root { color-scheme: light dark; --well: #e9ecf1; --good: #1b7a43; --bad: #b3261e;
+  --m1: #c2571a; --m2: #2b8a7e; --m3: #8a4fb0; --m4: #8c7a12; --m5: #b8396f; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8eaf0; --soft: #a9b1c1; --line: #39404f;
   --paper: #1b202a; --back: #11151c; --accent: #8fb3ff; --well: #262c38; --good: #7fd6a0;
-  --bad: #ff9c94; } }
+  --bad: #ff9c94; --m1: #f0a06c; --m2: #6ccabd; --m3: #c79be6; --m4: #d6c55a; --m5: #f08fb8; } }
 h1, h2 { overflow-wrap: anywhere; }
 main p, main li, .qa dd { overflow-wrap: anywhere; }
 .scores th:first-child, .scores td:first-child { position: sticky; left: 0;
@@ -22,6 +28,7 @@ main p, main li, .qa dd { overflow-wrap: anywhere; }
 .scores td { white-space: pre; }
 .scores tr.ours td { font-weight: 600; }
 .grid, nav, .browse { margin: 10px 0; }
+.grid { align-items: start; }
 .chart { max-width: 440px; display: block; }
 .notes { margin: 6px 0 0; padding-left: 1.2em; font-size: .875rem; color: var(--soft); }
 .find { display: flex; flex-wrap: wrap; gap: 8px; margin: 0 0 12px; }
@@ -33,6 +40,9 @@ main p, main li, .qa dd { overflow-wrap: anywhere; }
 .qa dd { margin: 0 0 6px; white-space: pre-wrap; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .card figure img { max-height: 340px; object-fit: contain; background: var(--well); }
+.card figure svg { max-height: 380px; }
+.key span { white-space: nowrap; margin-right: 14px; }
+.key i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }
 nav a { color: var(--accent); margin-right: 14px; overflow-wrap: anywhere; }
 [hidden] { display: none !important; }
 @media (max-width: 559px) { .card { padding: 10px; } main { padding: 14px 10px 40px; } }
@@ -95,38 +105,83 @@ def chart(rows: Sequence[Mapping[str, Any]], *, highest: float | int = 100) -> s
     """Return horizontal bars, each under its name, with intervals as whiskers.
 
     Args:
-        rows: `name`, `value` (None: a dash), `interval` (`low` and `high`, or None) and `count`.
+        rows: `name`, `count`, and `value` (None: a dash) with `interval` (`low` and `high`, or
+            None), or `bars`: several of these two, one a model; None where a model has none.
         highest: the value of a full bar.
 
     Returns:
         An SVG element that takes its colours from the page.
     """
-    parts = []
-    for at, row in enumerate(rows):
-        y, value, found = at * _PITCH, row["value"], row["interval"]
-        shown = "–" if value is None else f"{value:.1f}"
-        if found:
-            shown += f" ({found['low']:.1f} to {found['high']:.1f})"
+    parts, y = [], 0
+    for row in rows:
+        bars = row.get("bars") or [row]
+        shown = [_value(bar, with_interval=len(bars) == 1) for bar in bars]
         count = f", n = {row['count']:,}" if row.get("count") else ""
-        name = str(row["name"])
-        room = 50 - len(shown + count)
+        name, told = str(row["name"]), " / ".join(shown) + count
+        room = 50 - len(told)
         short = name if len(name) <= room else name[: max(room - 1, 1)] + "…"
-        full = f"{name}: {shown}{count}"
+        full = f"{name}: {' / '.join(_value(bar) for bar in bars)}{count}"
         parts.append(f"<g><title>{pages.escape(full)}</title>")
         parts.append(_text(0, y + 14, short, "start", "ink"))
-        parts.append(_text(_WIDTH, y + 14, shown + count, "end", "soft"))
-        parts.append(_bar(y + 20, _WIDTH, "well"))
-        if value:
-            parts.append(_bar(y + 20, _across(value, highest), "accent"))
-        if found:
-            low, high = _across(found["low"], highest), _across(found["high"], highest)
-            path = f"M{low:.1f} {y + 22}v8M{low:.1f} {y + 26}H{high:.1f}M{high:.1f} {y + 22}v8"
-            parts.append(f'<path d="{path}" style="stroke:var(--ink);fill:none;stroke-width:1.6"/>')
+        parts.append(_text(_WIDTH, y + 14, told, "end", "soft"))
+        y += _HEAD
+        for at, bar in enumerate(bars):
+            parts.append(_drawn(bar, y, _COLOURS[at % len(_COLOURS)], highest))
+            y += _THICK + (2 if at < len(bars) - 1 else 8)
         parts.append("</g>")
     return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_PITCH * len(rows)}" width="100%" role="img" '
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {y}" width="100%" role="img" '
         f'aria-label="bars" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )
+
+
+def _value(bar: Mapping[str, Any] | None, *, with_interval: bool = True) -> str:
+    if bar is None or bar["value"] is None:
+        return "–"
+    found = bar["interval"] if with_interval else None
+    return f"{bar['value']:.1f}" + (
+        f" ({found['low']:.1f} to {found['high']:.1f})" if found else ""
+    )
+
+
+def _drawn(bar: Mapping[str, Any] | None, y: int, colour: str, highest: float | int) -> str:
+    out = _bar(y, _WIDTH, "well")
+    if bar and bar["value"]:
+        out += _bar(y, _across(bar["value"], highest), colour)
+    if bar and (found := bar["interval"]):
+        low, high = _across(found["low"], highest), _across(found["high"], highest)
+        path = f"M{low:.1f} {y + 2}v8M{low:.1f} {y + 6}H{high:.1f}M{high:.1f} {y + 2}v8"
+        out += f'<path d="{path}" style="stroke:var(--ink);fill:none;stroke-width:1.6"/>'
+    return out
+
+
+def charts(families: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
+    """Return cards with the charts of families of figures; a long family takes several.
+
+    Args:
+        families: `title`, `highest` and `rows` as `chart` takes them.
+        unit: of the values.
+    """
+    cards = []
+    for family in families:
+        rows, title = family["rows"], f"{family['title']}, {unit}"
+        pieces = -(-len(rows) // MOST)
+        size = -(-len(rows) // pieces)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            place = f" ({start + 1} to {start + len(part)} of {len(rows)})" if pieces > 1 else ""
+            cards.append(pages.card(title + place, chart(part, highest=family["highest"])))
+    return cards
+
+
+def key(names: Sequence[str]) -> str:
+    """Return which colour stands for which model in charts with several bars a row."""
+    marks = [
+        f'<span><i style="background:var(--{_COLOURS[at % len(_COLOURS)]})"></i>'
+        f"{pages.escape(name)}</span>"
+        for at, name in enumerate(names)
+    ]
+    return f'<p class="key">{" ".join(marks)}</p>'
 
 
 def _across(value: float | int, highest: float | int) -> float:
@@ -135,7 +190,7 @@ def _across(value: float | int, highest: float | int) -> float:
 
 def _bar(y: int, length: float | int, colour: str) -> str:
     return (
-        f'<rect x="0" y="{y}" width="{length:.1f}" height="12" rx="3" '
+        f'<rect x="0" y="{y}" width="{length:.1f}" height="{_THICK}" rx="3" '
         f'style="fill:var(--{colour})"/>'
     )
 
@@ -188,8 +243,60 @@ def browser(title: str, items: Sequence[str], kinds: Sequence[str]) -> str:
     return f'<div class="browse">{pages.fold(title, tools + pages.grid(items))}</div>'
 
 
+def graph(
+    image: Image.Image,
+    entities: graphs.Entities,
+    *,
+    node_attention: np.ndarray,
+    edges: np.ndarray,
+    words: Sequence[str] = (),
+    word_attention: np.ndarray | Sequence[Sequence[float]] = (),
+    caption: str = "",
+) -> str:
+    """Return a picture with its numbered entities, and what a model's scene graph made of them.
+
+    Args:
+        image: RGB image of the size that `entities.size` names.
+        entities: the n nodes.
+        node_attention: f32[n], share of a node's prompt attention that lies on the question.
+        edges: f32[n, n], attention of the receiver (row) over the senders (columns).
+        words: the m words of the question.
+        word_attention: f32[n, m], attention of each node on each word.
+        caption: of the picture.
+    """
+    numbers = [str(at + 1) for at in range(len(entities))]
+    seen = overlay.draw_entities(image, entities, side=_SIDE, names=numbers, opacity=0.12)
+    drawing = scene_graph.draw(
+        image, entities, node_attention=node_attention, edges=edges, names=list(entities.labels),
+        weighed=_WEIGHED, side=_SIDE,
+    )  # fmt: skip
+    heard = np.asarray(word_attention, np.float32).reshape(len(entities), -1)
+    loudest = (
+        [words[at] for at in heard.argmax(1)] if words and heard.size else ["–"] * len(numbers)
+    )
+    labels = [label or "–" for label in entities.labels]
+    rows = [
+        [number, label, f"{share:.3f}", word]
+        for number, label, share, word in zip(numbers, labels, node_attention, loudest, strict=True)
+    ]
+    strong = scene_graph.arrows(np.asarray(edges), 2)[::-1]
+    listed = [[f"{e.sender + 1} to {e.receiver + 1}", f"{e.weight:.3f}"] for e in strong]
+    tables = pages.table(["node", "label", "on the question", "most on"], rows)
+    tables += pages.table(["edge", "weight"], listed) if listed else ""
+    told = "scene graph: of these nodes, redder ones heed the question more; arrows by weight"
+    return (
+        pages.figure(seen, caption=caption)
+        + f"<figure>{drawing}<figcaption>{told}</figcaption></figure>"
+        + pages.fold("nodes and edges", tables)
+    )
+
+
 def item(
-    found: Mapping[str, Any], picture: Picture, answers: Sequence[tuple[str, str | None, float]]
+    found: Mapping[str, Any],
+    picture: Picture,
+    answers: Sequence[tuple[str, str | None, float]],
+    *,
+    graph: str = "",
 ) -> str:
     """Return one question as a card.
 
@@ -197,9 +304,11 @@ def item(
         found: `id`, and where known `question`, `wanted` and `kinds`.
         picture: its image, None where there is none, and words about it.
         answers: (who, what was said, score) each; None: no answer.
+        graph: of `graph`, in place of the picture.
     """
     image, words = picture
     shown = pages.figure(image, caption=words, alt=words) if image else pages.note(words)
+    shown = graph or shown
     lines = [(name, found[name], "") for name in ("question", "wanted") if found.get(name)]
     for who, text, score in answers:
         said = "no answer" if text is None else text or "(empty)"
@@ -213,5 +322,5 @@ def item(
     kinds = pages.escape(json.dumps(list(found.get("kinds", ()))))
     return (
         f'<section class="card item" data-kinds="{kinds}"><h3>{pages.escape(found["id"])}</h3>'
-        f'{shown if words or image else ""}<dl class="qa">{rows}</dl></section>'
+        f'{shown if words or image or graph else ""}<dl class="qa">{rows}</dl></section>'
     )

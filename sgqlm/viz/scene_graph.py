@@ -32,6 +32,8 @@ def draw(
     edges: np.ndarray,
     incoming: int = 2,
     side: int = 360,
+    names: Sequence[str] = (),
+    weighed: int = 0,
 ) -> str:
     """Return the graph as SVG over a pale copy of the image.
 
@@ -46,6 +48,8 @@ def draw(
         edges: f32[n, n], attention of the receiver (row) over the senders (columns).
         incoming: arrows drawn per receiver, the strongest ones.
         side: pixels of the longer side of the inlined image.
+        names: n texts beside the nodes, "" for none; or empty.
+        weighed: arrows that carry their weight as a number, the strongest ones.
 
     Returns:
         An SVG element as wide as its place.
@@ -56,12 +60,15 @@ def draw(
     boxes = np.asarray(entities.boxes, np.float64).reshape(-1, 4) * scales
     whole = (0, 0, width, height)
     parts: list[canvas.Shape] = [canvas.Picture(backdrop, whole, opacity=0.45)]
+    drawn = arrows(np.asarray(edges), incoming)
+    first = len(drawn) - weighed
     parts += shapes(
         (boxes[:, :2] + boxes[:, 2:]) / 2,
-        arrows(np.asarray(edges), incoming),
+        [e._replace(text=f"{e.weight:.2f}") if i >= first else e for i, e in enumerate(drawn)],
         px=side / 280,
         area=whole,
         heat=scale(np.asarray(node_attention)),
+        names=names,
     )
     return canvas.to_svg(parts, (width, height), label="scene graph", style="border-radius:6px")
 

@@ -190,6 +190,21 @@ def test_cards_are_listed_with_what_is_missing(tree, capsys):
     assert "licence: CC BY 4.0" in out and "llava_v1_5_mix665k.json: the records, 1.03 GB" in out
 
 
+def test_benchmarks_lie_where_the_evaluation_looks(tmp_path, capsys):
+    folder = tmp_path / "mm-vet"  # the card is called mmvet
+    (folder / "images").mkdir(parents=True)
+    code, out, _ = sgqlm(capsys, "cards", "mmvet", "--root", tmp_path)
+    assert code == 0 and "mm-vet.jsonl: missing" in out
+    for name in ("mm-vet.json", "llava-mm-vet.jsonl"):
+        (folder / name).write_text("{}")
+    for root in (tmp_path, folder):
+        assert (
+            f"all files are there: {folder}" in sgqlm(capsys, "cards", "mmvet", "--root", root)[1]
+        )
+    listed = sgqlm(capsys, "cards", "--root", tmp_path)[1]
+    assert listed.split("mmvet ", 1)[1].splitlines()[1].strip() == "all files are there"
+
+
 def test_help_tells_of_cards_and_lists(capsys):
     with pytest.raises(SystemExit):
         data.run(["build", "--help"])

@@ -25,11 +25,11 @@ def write(path, task, answers, annotations=(), **fields):
 
 
 def pope(folder, said, *, name="pope", count=12, **fields):
-    """Write a report on questions about images of 3 questions each; `said` has y or n of each."""
+    """Write a report on questions about images of 2 questions each; `said` has y or n of each."""
     labels = [
         {
             "question_id": n + 1,
-            "image": f"COCO_val2014_{n // 3:012d}.jpg",
+            "image": f"COCO_val2014_{n // 2:012d}.jpg",
             "text": f"Is there a {n} | <b> in the image?",
             "label": "yes" if n % 2 else "no",
         }

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from sgqlm import errors
-from sgqlm.evals import comparing, statistics
+from sgqlm.evals import comparing, measured, statistics
 from tests import paths
 from tests.evals import reports
 
@@ -17,7 +17,7 @@ RIGHT = "ny" * 6
 @pytest.fixture
 def two(tmp_path):
     a = reports.pope(tmp_path / "a", RIGHT[:9] + "nnn")
-    return comparing.read(a), comparing.read(reports.pope(tmp_path / "b", RIGHT[:8] + "yyny"))
+    return measured.read(a), measured.read(reports.pope(tmp_path / "b", RIGHT[:8] + "yyny"))
 
 
 def changed(path, **fields):
@@ -29,12 +29,12 @@ def test_names_come_from_folders(tmp_path):
     reports.pope(tmp_path / "x" / "a", RIGHT)
     reports.pope(tmp_path / "x" / "b" / "pope", RIGHT, name="report")
     (tmp_path / "x" / "other.json").write_text("[1]")
-    found, other = comparing.find([tmp_path / "x"])
+    found, other = measured.find([tmp_path / "x"])
     assert [(one.name, one.task) for one in found] == [("a", "pope"), ("b", "pope")]
     assert str(tmp_path / "x" / "other.json") in other and len(other) == 3 and found[0].score == 1
-    assert comparing.find([tmp_path / "x" / "b"])[0][0].name == "b"
+    assert measured.find([tmp_path / "x" / "b"])[0][0].name == "b"
     reports.pope(tmp_path / "x" / "a", RIGHT, name="second")
-    names = [one.name for one in comparing.find([tmp_path / "x" / "a"])[0]]
+    names = [one.name for one in measured.find([tmp_path / "x" / "a"])[0]]
     assert names == ["a/pope", "a/second"]
 
 
@@ -46,19 +46,19 @@ def test_what_is_no_report_is_told(tmp_path):
         (["no reports"], [tmp_path / "a" / "answers"]),
     ):
         with pytest.raises(errors.SgqlmError, match=words[0]):
-            comparing.find(wrong)
+            measured.find(wrong)
     with pytest.raises(errors.SgqlmError, match="damaged"):
-        comparing.read(changed(path, items={"random/1": None}))
+        measured.read(changed(path, items={"random/1": None}))
     path.write_text("{")
     with pytest.raises(errors.SgqlmError) as told:
-        comparing.read(path)
+        measured.read(path)
     assert told.value.code == errors.DATA and "no json" in told.value.why
 
 
 def test_f1_has_an_interval_clustered_by_image(two):
     first = two[0]
-    items, why = comparing.items_of(first)
-    assert not why and len(set(comparing.images_of(first, items).values())) == 4
+    items, why = measured.items_of(first)
+    assert not why and len(set(comparing.images_of(first, items).values())) == 6
     found, why = comparing.interval(first, items)
     assert not why and found.value == pytest.approx(first.score) and found.low < found.high
     below = comparing.figure_interval(first, items, "random f1")
@@ -75,16 +75,16 @@ def test_files_that_changed_give_no_items(two):
     first = two[0]
     answers = pathlib.Path(first.answers[0])
     answers.write_text(answers.read_text() + "\n")
-    assert "has changed" in comparing.items_of(first)[1]
+    assert "has changed" in measured.items_of(first)[1]
     answers.unlink()
-    assert "not there" in comparing.items_of(first)[1]
+    assert "not there" in measured.items_of(first)[1]
     lost = dataclasses.replace(first, answers=())
-    assert comparing.items_of(lost) == ({}, "the report does not tell which files were scored")
+    assert measured.items_of(lost) == ({}, "the report does not tell which files were scored")
 
 
 def test_pairs_are_joined_by_id(two):
     first, second = two
-    items = tuple(comparing.items_of(one)[0] for one in two)
+    items = tuple(measured.items_of(one)[0] for one in two)
     turned = dict(reversed(list(second.items.items())))
     done = comparing.compare(first, dataclasses.replace(second, items=turned), items)
     assert set(done.better) == {"random/10", "random/12"} and set(done.worse) == {"random/9"}
@@ -98,7 +98,7 @@ def test_pairs_are_joined_by_id(two):
 
 
 def test_other_questions_are_refused_with_counts(two, tmp_path):
-    other = comparing.read(reports.pope(tmp_path / "c", RIGHT[:9], count=9))
+    other = measured.read(reports.pope(tmp_path / "c", RIGHT[:9], count=9))
     with pytest.raises(errors.SgqlmError) as told:
         comparing.compare(two[0], other)
     assert (
@@ -117,7 +117,7 @@ def test_holm_and_judges(two, tmp_path):
         for value in values
     ]
     assert [one.p_adjusted for one in comparing.adjusted(many)] == pytest.approx([0.03, 0.06, 0.06])
-    judged = comparing.read(reports.pope(tmp_path / "d", RIGHT, judge="gpt-x"))
+    judged = measured.read(reports.pope(tmp_path / "d", RIGHT, judge="gpt-x"))
     notes = comparing.compare(two[0], judged).notes
     assert any("different judges (none and gpt-x)" in note for note in notes)
     assert two[0].caveats == ["over 12 of 8,910 questions"]
@@ -133,8 +133,8 @@ def test_holm_and_judges(two, tmp_path):
 )
 def test_published_answers(task, files, low, high, tmp_path):
     files = [paths.shared(f"samples/{name}") for name in files]
-    report = comparing.read(reports.write(tmp_path / "r.json", task, files))
-    found, why = comparing.interval(report, comparing.items_of(report)[0])
+    report = measured.read(reports.write(tmp_path / "r.json", task, files))
+    found, why = comparing.interval(report, measured.items_of(report)[0])
     assert not why and found.value == pytest.approx(report.score)
     assert low < found.low < found.value < found.high < high
 
@@ -147,10 +147,10 @@ def test_reports_of_tasks_hold_their_score_inside(tmp_path):
     inner |= {"answers": ["answers.jsonl"], "sha256": {}}
     outer = {"task": "pope", "answers": 12, "notes": ["cut"], "failed": ["1: broken"]}
     path.write_text(json.dumps(outer | {"score": inner}))
-    report = comparing.find([tmp_path / "mine"])[0][0]
+    report = measured.find([tmp_path / "mine"])[0][0]
     assert report.name == "mine" and report.notes[-2] == "cut" and "1 questions" in report.notes[-1]
-    items, why = comparing.items_of(report)
+    items, why = measured.items_of(report)
     assert not why and items["random/12"].given == "No"
     path.write_text(json.dumps(outer | {"score": None}))
     with pytest.raises(errors.SgqlmError, match="no report of answers"):
-        comparing.read(path)
+        measured.read(path)

@@ -1,6 +1,7 @@
 """Every id of a score has its question, answers and image."""
 
 import base64
+import itertools
 import json
 
 import pytest
@@ -37,6 +38,9 @@ def test_seed_and_scienceqa(tmp_path):
     assert set(items) == set(done.items)
     assert all(done.items[k] == float(i.given == i.wanted) for k, i in items.items())
     official = json.loads(paths.fixture("llava/scienceqa.json").read_text())
+    grades = itertools.cycle(["grade2", "grade6", "grade7"])
+    for problem in official["problems"].values():
+        problem |= {"subject": "social science", "grade": next(grades), "hint": ""}
     for name in ("problems", "pid_splits", "answers"):
         (tmp_path / f"{name}.json").write_text(json.dumps(official[name]))
     files = [tmp_path / "problems.json", tmp_path / "pid_splits.json"]
@@ -44,6 +48,11 @@ def test_seed_and_scienceqa(tmp_path):
     assert set(done.items) <= set(items) and items["121"].given is None
     pictured = [done.items[key] for key in done.items if "IMG accuracy" in items[key].kinds]
     assert sum(pictured) / len(pictured) == pytest.approx(done.score)
+    for name, value, count in done.rows[1:]:  # subjects, contexts and grades too
+        part = [done.items[key] for key in done.items if name in items[key].kinds]
+        assert len(part) == count and sum(part) / len(part) == pytest.approx(value)
+    names = {name for name, *_ in done.rows[2:]}
+    assert {"subject SOC", "grade G1-6", "grade G7-12"} < names and len(names) in (4, 5)
     folder = itemised.read("scienceqa", [tmp_path / "answers.json"], [tmp_path])
     assert folder == items
 
@@ -89,7 +98,11 @@ def test_mmbench_has_all_rolls_and_the_image(tmp_path):
     assert "rotated: A, B" in items["1"].wanted and "B. dog" in items["1"].question
     answers = reports.lines(tmp_path / "a.jsonl", [{"question_id": 1, "text": "A"}])
     items = itemised.read("mmbench", [answers], [sheet])
-    assert items["1"].given == "A | no answer"
+    assert items["1"].given == "A | no answer" and items["1"].image == "1.jpg"
+    assert not items["1"].asked
+    reports.lines(answers, [{"question_id": 1, "prompt": "Which?\nA. cat", "text": "A"}])
+    (item,) = itemised.read("mmbench_cn", [answers], [sheet]).values()
+    assert item.asked.startswith("Which?\nA. cat\n") and "选项" in item.asked
 
 
 def test_mme_in_both_layouts(tmp_path):

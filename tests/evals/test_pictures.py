@@ -1,5 +1,6 @@
 """Thumbnails are found by the names of benchmarks."""
 
+import hashlib
 import io
 
 import numpy as np
@@ -29,6 +30,12 @@ def test_names(name, path):
     assert pictures.Names(paths).find(name) == path
 
 
+def test_of_several_files_that_of_the_benchmark_counts():
+    found = pictures.Names(["gqa/images/n1.jpg", "vizwiz/n1.jpg", "COCO_val2014_000000000005.jpg"])
+    assert found.find("n1") is None and found.find("n1.jpg", ["gqa"]) == "gqa/images/n1.jpg"
+    assert found.find("5") and found.find("5.jpg") is None  # a number with an ending is a name
+
+
 def test_a_name_with_dots_is_no_suffix():
     assert pictures.Names(["a/v1.2.jpg"]).find("v1.2") == "a/v1.2.jpg"
 
@@ -45,6 +52,14 @@ def test_entities_are_drawn(tmp_path):
         np.ones(1, np.float32), (40, 60),
     )  # fmt: skip
     records.write_entities(tmp_path / "store", [("one.png", found)], about={})
+    same = hashlib.sha256((tmp_path / "images" / "one.png").read_bytes()).hexdigest()
+    for name, digest in (("any", same), ("gqa", "0" * 64)):
+        records.write_entities(tmp_path / "each" / name, [("one.png", found, digest)], about={})
+    each = pictures.Pictures(tmp_path / "images", tmp_path / "each")
+    seen = each.find(itemised.Item(image="one.png"), "any")
+    assert seen.entities is not None and len(seen.store) == 64
+    seen = each.find(itemised.Item(image="one.png"), "gqa")
+    assert seen.image and seen.entities is None and "not the one in which" in seen.words
     plain = pictures.Pictures(tmp_path / "images", None)
     drawn = pictures.Pictures(tmp_path / "images", tmp_path / "store")
     item = itemised.Item(image="one.png")

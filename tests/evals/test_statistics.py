@@ -120,3 +120,21 @@ def test_large_sets_are_quick():
     scores = np.random.default_rng(0).integers(0, 4, 100_000) / 3
     found = statistics.bootstrap(scores)
     assert found.high - found.low == pytest.approx(2 * 1.96 * scores.std() / 316.2, rel=0.05)
+
+
+def test_few_units_give_no_interval():
+    images = [n // 5 for n in range(20)]
+    few = statistics.bootstrap([0.0, 1.0] * 10, groups=images)
+    assert few.units == 4 and "4 images are fewer than the 5" in few.doubt("images")
+    enough = statistics.bootstrap([0.0, 1.0] * 10)
+    assert enough.units == 20 and not enough.doubt() and "20 questions only" in enough.caution()
+    assert not statistics.bootstrap([0.0, 1.0] * 15).caution()
+    alike = statistics.bootstrap([1.0] * 12)
+    assert alike.low == alike.high and alike.doubt() == "all questions score alike"
+
+
+def test_the_bound_of_units_is_where_the_end_of_an_interval_is_one_unit():
+    for count in (2, 3, 5):
+        units = [0.0] * (count - 1) + [1.0]
+        found = statistics.bootstrap(units, resamples=20_000)
+        assert (found.high == 1.0) == (count < statistics.FEWEST)

@@ -2,15 +2,15 @@
 
 import json
 
-from sgqlm.evals import comparing, published, summary
+from sgqlm.evals import comparing, families, measured, published, summary
 from tests.evals import reports
 
 WRONG = "nynynynynyyn"
 
 
 def build(path, **options):
-    found, _ = comparing.find([path])
-    return summary.build(found, [comparing.items_of(one) for one in found], **options)
+    found, _ = measured.find([path])
+    return summary.build(found, [measured.items_of(one) for one in found], **options)
 
 
 def test_the_table_shows_only_what_has_a_source(tmp_path):
@@ -33,7 +33,7 @@ def test_the_table_shows_only_what_has_a_source(tmp_path):
 def test_wrong_answers_and_families(tmp_path):
     reports.pope(tmp_path / "mine", WRONG)
     part = build(tmp_path)["reports"][0]
-    assert part["images"] == 4 and part["count"] == 12 and part["wrong"]["count"] == 2
+    assert part["images"] == 6 and part["count"] == 12 and part["wrong"]["count"] == 2
     first = part["wrong"]["shown"][0]
     assert (first["id"], first["wanted"], first["given"]) == ("random/11", "no", "Yes")
     assert [family["title"] for family in part["families"]] == ["random"]
@@ -47,13 +47,32 @@ def test_wrong_answers_and_families(tmp_path):
 
 def test_families_of_each_benchmark():
     def titles(task, names):
-        return [title for title, _ in summary.families(task, dict.fromkeys(["headline", *names]))]
+        return [title for title, _ in families.grouped(task, names)]
 
     assert titles("gqa", ["binary", "structural choose"]) == ["question types", "structural"]
     assert titles("mmbench", ["single", "CP", "ocr"]) == ["answers", "dimensions", "categories"]
     assert titles("vqav2", ["yes/no", "what is"]) == ["answer types", "question types"]
     assert titles("mme", ["cognition", "OCR"]) == ["sum", "categories"]
-    assert titles("seed", []) == [] and titles("seed", ["image"]) == ["parts"]
+    assert titles("seed", []) == [] and titles("seed", ["image"]) == ["images and videos"]
+    assert titles("scienceqa", ["IMG accuracy", "subject NAT", "grade G1-6"]) == [
+        "parts", "subject", "grade",
+    ]  # fmt: skip
+    told = families.grouped("any", ["a", "b", "rec"], {"a": "one", "b": "one"})
+    assert told == [("one", ["a", "b"]), ("parts", ["rec"])]
+
+
+def test_models_stand_side_by_side(tmp_path):
+    reports.pope(tmp_path / "a", WRONG)
+    reports.pope(tmp_path / "b", "ny" * 6)
+    done = build(tmp_path)
+    (part,) = done["together"]
+    assert part["names"] == ["a", "b"]
+    head, random = part["families"]
+    assert [round(bar["value"], 2) for bar in head["rows"][0]["bars"]] == [83.33, 100.0]
+    rows = {row["name"]: row for row in random["rows"]}
+    assert rows["recall"]["count"] == 12 and len(rows["recall"]["bars"]) == 2
+    assert "| random | a | b |" in summary.markdown(done)
+    assert build(tmp_path / "a")["together"] == []
 
 
 def test_markdown_is_not_broken_by_questions(tmp_path):
@@ -61,14 +80,14 @@ def test_markdown_is_not_broken_by_questions(tmp_path):
     text = summary.markdown(build(tmp_path))
     line = next(line for line in text.splitlines() if line.startswith("| random/11"))
     assert r"a 10 \| &lt;b&gt; in" in line and line.replace(r"\|", "").count("|") == 5
-    assert "mean F1 83.33 %, 95 % interval" in text and "clustered by 4 images" in text
+    assert "mean F1 83.33 %, 95 % interval" in text and "clustered by 6 images" in text
 
 
 def test_comparison(tmp_path):
     pair = [
-        comparing.read(reports.pope(tmp_path / n, s)) for n, s in (("a", WRONG), ("b", "ny" * 6))
+        measured.read(reports.pope(tmp_path / n, s)) for n, s in (("a", WRONG), ("b", "ny" * 6))
     ]
-    known = [comparing.items_of(one)[0] for one in pair]
+    known = [measured.items_of(one)[0] for one in pair]
     done = comparing.adjusted([comparing.compare(*pair, items=tuple(known))])
     found = summary.compared(done, [known], ["seed only in the first: left out"])
     part = found["tasks"][0]

@@ -44,6 +44,17 @@ def test_one_line_is_one_answer_and_the_truth_is_kept(tmp_path):
     assert tables.answers(path)[0].truth == "yes"
 
 
+def test_a_single_line_with_an_image_is_one_record(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines({"image": "V_1.jpg", "answer": "dog"}))
+    assert [(a.key, a.text) for a in tables.answers(path)] == [("V_1.jpg", "dog")]
+    path = write(tmp_path / "b.jsonl", lines({"image": "V_1.jpg", "answers": ["dog"]}))
+    assert tables.items(path, ("answers",)) == [{"image": "V_1.jpg", "answers": ["dog"]}]
+    path = write(tmp_path / "c.jsonl", lines({"task": "vizwiz", "model_id": "m"}))
+    with pytest.raises(errors.SgqlmError) as told:
+        tables.answers(path)
+    assert "no answers under its first line" in told.value.why
+
+
 @pytest.mark.parametrize(
     ("name", "text", "why"),
     [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sgqlm.data import graphs
 from sgqlm.viz import eval_report
 
 ROWS = [
@@ -27,6 +28,43 @@ def test_bars_have_the_length_of_their_value():
     texts = [e.text for e in root.iter() if e.tag.endswith("text")]
     assert bars == ["170.0"] and whiskers == ["M85.0 22v8M85.0 26H255.0M255.0 22v8"]
     assert texts[0].endswith("…") and texts[1] == "50.0 (25.0 to 75.0), n = 9" and texts[3] == "–"
+
+
+def test_several_models_share_a_chart_and_long_families_are_cut():
+    bars = [{"value": 50.0, "interval": None}, None, {"value": 100.0, "interval": None}]
+    text = eval_report.chart([{"name": "a", "count": 3, "bars": bars}])
+    root = xml.etree.ElementTree.fromstring(text)
+    widths = {
+        e.get("style")[len("fill:var(--") : -1]: e.get("width")
+        for e in root.iter()
+        if e.tag.endswith("rect")
+    }
+    assert widths == {"well": "340.0", "accent": "170.0", "m2": "340.0"}
+    assert "50.0 / – / 100.0, n = 3" in text and "<b>" not in eval_report.key(["<b>"])
+    rows = [{"name": str(n), "value": 1.0, "count": 1, "interval": None} for n in range(65)]
+    found = eval_report.charts([{"title": "t", "highest": 100, "rows": rows}], "%")
+    assert len(found) == 3 and "t, % (1 to 22 of 65)" in found[0]
+    assert sum(card.count("<title>") for card in found) == 65
+
+
+def test_a_graph_has_labels_weights_and_shades():
+    entities = graphs.Entities(
+        np.zeros((2, 20, 30), bool), np.array([[0, 0, 9, 9], [15, 5, 29, 19]], np.float32),
+        ["<cup>", "tray"], np.ones(2, np.float32), (20, 30),
+    )  # fmt: skip
+    text = eval_report.graph(
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)),
+        entities,
+        node_attention=np.array([0.25, 0.75], np.float32),
+        edges=np.array([[0.1, 0.9], [0.625, 0.375]], np.float32),
+        words=["what", "cup"],
+        word_attention=np.array([[0.1, 0.15], [0.5, 0.25]], np.float32),
+        caption="image 7",
+    )
+    assert "<cup>" not in text and text.count("&lt;cup&gt;") >= 2 and "0.90" in text
+    assert text.index("2 to 1") < text.index("1 to 2") and "0.625" in text
+    rows = re.findall(r"<td[^>]*>([^<]*)</td>", text)
+    assert rows[:8] == ["1", "&lt;cup&gt;", "0.250", "cup", "2", "tray", "0.750", "what"]
 
 
 def cards():

@@ -1,0 +1,300 @@
+"""Reports of `sgqlm eval score` and `sgqlm eval --tasks`: find them, read them, and their items."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sgqlm import errors
+from sgqlm.data import records
+from sgqlm.evals import columns, itemised, reviewed, scoring, yes_no
+
+Items = columns.Items
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The content of a report of `sgqlm eval score`.
+
+    Attributes:
+        path: the file.
+        name: what was measured, as the folders tell.
+        task: the benchmark.
+        metric: what `score` is.
+        score: its headline figure, None where there is none.
+        figures: name -> (value, number of items or None), in order.
+        items: id -> score of a question; empty where the report has none.
+        notes: what a reader has to know to compare the figures.
+        faults: kind -> number of ids that do not fit.
+        judge: who graded; empty without a judge.
+        answers: files that were scored.
+        annotations: files they were scored against.
+        digests: file -> SHA-256 when it was scored.
+        unit: of the figures; `points` are shown as they are, others times 100.
+        groups: name of a figure -> title of its chart.
+        details: id -> what is known of a question, in reports that keep it; see `scored.Scored`.
+        settings: of the answers, in reports of `sgqlm eval --tasks`: `checkpoint`, `entities` ...
+    """
+
+    path: pathlib.Path
+    name: str
+    task: str
+    metric: str
+    score: float | None
+    figures: Mapping[str, tuple[float | None, int | None]]
+    items: Mapping[str, float]
+    notes: Sequence[str] = ()
+    faults: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    judge: str = ""
+    answers: Sequence[str] = ()
+    annotations: Sequence[str] = ()
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unit: str = "%"
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def scale(self) -> int:
+        """Return what scores are multiplied with to be shown: points as they are, others by 100."""
+        return 1 if self.unit == "points" else 100
+
+    @property
+    def caveats(self) -> list[str]:
+        """Return why the score is not comparable with published ones; empty where it is."""
+        out = []
+        known = {**scoring.PUBLISHED, **reviewed.PUBLISHED, "pope": sum(yes_no.POPE_LINES.values())}
+        whole = known.get(self.task)
+        if whole and len(self.items) != whole:
+            out.append(f"over {len(self.items):,} of {whole:,} questions")
+        told = {"missing": "without an answer", "unknown": "answers to other questions"}
+        out += [f"{n} {told[kind]}" for kind, n in self.faults.items() if n and kind in told]
+        return out
+
+
+def find(paths: Sequence[str | os.PathLike]) -> tuple[list[Report], list[str]]:
+    """Read reports, and those in folders.
+
+    A report is called as the folders below the given one, without the name of its task; one that
+    lies directly in a folder is called as the folder.
+
+    Args:
+        paths: files and folders.
+
+    Returns:
+        The reports in the order of their names, and the json files of folders that are none.
+
+    Raises:
+        SgqlmError: there is none, a file is no report, or two have the same name and task.
+    """
+    found, other = [], []
+    for path in map(pathlib.Path, paths):
+        if not path.is_dir():
+            found.append(read(path))
+            continue
+        files = [f for f in sorted(path.rglob("*.json")) if f.name != "submission.json"]
+        values = [(file, _value(file)) for file in files]
+        ours = [(file, value) for file, value in values if _is_report(value)]
+        other += [str(f) for f, v in values if not (_is_report(v) or _is_written_by_us(v))]
+        found += [_parse(file, value, _name(file, path)) for file, value in ours]
+    if not found:
+        why = left_out(paths)
+        why += [f"{len(other)} json files, none with `task` and `items`"] if other else []
+        raise errors.SgqlmError(
+            "there are no reports",
+            where=", ".join(map(str, paths)),
+            why="; ".join(why) or "there is no json file",
+            fix="`sgqlm eval --tasks=...` and `sgqlm eval score ... --out FILE.json` write them",
+            code=errors.DATA,
+        )
+    found = _told_apart(found)
+    return found, other
+
+
+def left_out(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """Return what results below folders have no score, and why, one line each."""
+    out = []
+    for folder in (path for path in map(pathlib.Path, paths) if path.is_dir()):
+        for file in sorted(folder.rglob("progress*.jsonl")):
+            if not (file.parent / "report.json").is_file():
+                out.append(f"{file.parent} is not finished: give its command again")
+        for file in sorted(folder.rglob("*.json")):
+            value = _value(file)
+            if isinstance(value, dict) and _is_unscored(value):
+                notes = [
+                    str(note) for note in value.get("notes") or () if "not scored" in str(note)
+                ]
+                out.append(f"{file.parent}: {notes[0] if notes else 'not scored'}")
+    return list(dict.fromkeys(out))
+
+
+def read(path: str | os.PathLike) -> Report:
+    """Read one report.
+
+    Raises:
+        SgqlmError: the file is missing or damaged, or no report of `sgqlm eval score`.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise errors.SgqlmError("there is no such report", where=str(path), fix="correct the path")
+    value = _value(path)
+    if not _is_report(value):
+        why = "it is no json" if value is None else "it has no `task` and `items`"
+        told = value if isinstance(value, dict) and _is_unscored(value) else {}
+        notes = "; ".join(map(str, told.get("notes") or ()))
+        raise errors.SgqlmError(
+            "the file is no report of answers",
+            where=str(path),
+            why=notes or why,
+            fix="give what `sgqlm eval score ... --out FILE.json` wrote",
+            code=errors.DATA,
+        )
+    return _parse(path, value, _name(path, path.parent))
+
+
+def _value(path: pathlib.Path) -> Any:
+    """Return the content of a report; of one of `sgqlm eval --tasks`, its part on the score."""
+    try:
+        value = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError):
+        return None
+    inner = value.get("score") if isinstance(value, dict) else None
+    if not isinstance(inner, dict):
+        return value
+    failed = len(value.get("failed") or ())
+    notes = [*inner.get("notes", ()), *value.get("notes", ())]
+    notes += [f"{failed} questions had an error, and have an empty answer"] if failed else []
+    return {**inner, "notes": notes, "settings": value.get("settings")}
+
+
+def _is_report(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("items"), dict) and "task" in value
+
+
+def _is_unscored(value: Any) -> bool:
+    """Return whether a value is the report of answers that have no score."""
+    is_result = isinstance(value, dict) and {"task", "score", "settings"} <= set(value)
+    return is_result and not _is_report(value)
+
+
+def _is_written_by_us(value: Any) -> bool:
+    is_page = isinstance(value, dict) and str(value.get("kind", "")).startswith("sgqlm eval")
+    return is_page or _is_unscored(value)
+
+
+def _name(path: pathlib.Path, root: pathlib.Path) -> str:
+    below = path.parent.resolve().relative_to(root.resolve()).parts
+    return "/".join(below) or root.resolve().name
+
+
+def _above(path: pathlib.Path) -> str:
+    """Return the folder of the folder that is called as the task."""
+    return path.resolve().parent.parent.name or path.stem
+
+
+def _parse(path: pathlib.Path, value: Mapping[str, Any], name: str) -> Report:
+    task = str(value["task"])
+    kept = "/".join(part for part in name.split("/") if part != task) or _above(path)
+    try:
+        items = {str(key): float(score) for key, score in value["items"].items()}
+        figures = {
+            str(key): (_number(part["value"]), part.get("count"))
+            for key, part in value.get("figures", {}).items()
+        }
+        faults = {kind: int(part["count"]) for kind, part in value.get("faults", {}).items()}
+        score = _number(value.get("score"))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise errors.SgqlmError(
+            "the report is damaged", where=str(path), why=why, fix="score the answers again",
+            code=errors.DATA,
+        ) from error  # fmt: skip
+    judge = value.get("judge") or ""
+    return Report(
+        path=path,
+        name=kept,
+        task=task,
+        metric=str(value.get("metric", "score")),
+        score=score,
+        figures=figures,
+        items=items,
+        notes=[str(note) for note in value.get("notes", ())],
+        faults=faults,
+        judge=judge if isinstance(judge, str) else json.dumps(judge),
+        answers=value.get("answers", ()),
+        annotations=value.get("annotations", ()),
+        digests=value.get("sha256", {}),
+        unit=str(value.get("unit") or ("points" if task == "mme" else "%")),
+        groups=value.get("groups") or {},
+        details=value.get("details") or {},
+        settings=value.get("settings") or {},
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _told_apart(found: list[Report]) -> list[Report]:
+    """Return reports with names of their own; two of a task in one folder get their file's name."""
+    seen: dict[tuple[str, str], list[Report]] = {}
+    for report in found:
+        seen.setdefault((report.name, report.task), []).append(report)
+    out = []
+    for (name, task), same in seen.items():
+        if len({report.path.resolve() for report in same}) < len(same):
+            fix = "name every report once"
+            where = str(same[0].path)
+            raise errors.SgqlmError("a report is given twice", where=where, fix=fix)
+        names = {report.path.stem for report in same}
+        if len(same) > 1 and len(names) < len(same):
+            where = ", ".join(str(report.path) for report in same)
+            fix = "put the reports of each model into a folder of its own name"
+            raise errors.SgqlmError(f"two reports of {name} are about {task}", where=where, fix=fix)
+        for report in same:
+            told = f"{name}/{report.path.stem}" if len(same) > 1 else name
+            out.append(dataclasses.replace(report, name=told))
+    return sorted(out, key=lambda report: (report.name, report.task))
+
+
+def items_of(report: Report) -> tuple[dict[str, itemised.Item], str]:
+    """Return the items behind a report, from the files that were scored.
+
+    Returns:
+        Id -> item, and in words why there are none; files that are gone or have changed since
+        give none.
+    """
+    if report.details:
+        names = [field.name for field in dataclasses.fields(itemised.Item)]
+        told = {key: report.details[key] for key in report.items if key in report.details}
+        kept = {k: {n: v for n, v in one.items() if n in names} for k, one in told.items()}
+        return {
+            key: itemised.Item(**{**one, "kinds": tuple(one.get("kinds", ()))})
+            for key, one in kept.items()
+        }, ""
+    if not report.answers:
+        return {}, "the report does not tell which files were scored"
+    files = {}
+    for name in (*report.answers, *report.annotations):
+        near = [pathlib.Path(name), report.path.parent / name]
+        there = [path for path in near if path.exists()]
+        if not there:
+            return {}, f"{name} is not there any more"
+        if name in report.digests:
+            digest = report.digests[name]
+            there = [path for path in there if records.file_digest(path) == digest]
+        if not there:
+            return {}, f"{name} has changed since it was scored"
+        files[name] = there[0]
+    try:
+        found = itemised.read(
+            report.task,
+            [files[name] for name in report.answers],
+            [files[name] for name in report.annotations],
+        )
+    except (errors.SgqlmError, KeyError, TypeError, ValueError) as error:
+        return {}, f"the files that were scored cannot be read: {error}".splitlines()[0]
+    known = {key: found[key] for key in report.items if key in found}
+    return known, "" if known else f"answers to {report.task} are not shown one by one"
