@@ -44,6 +44,8 @@ EXTRAS = {
     "caption": ["pycocoevalcap"],
     # the sheet that the MMBench server takes
     "submit": ["openpyxl"],
+    # docs/lmms_eval.md says how to install it, and why sentencepiece must be an older one
+    "lmms-eval": ["lmms_eval>=0.7.3", "sentencepiece<0.2.3"],
     "hf": [TORCH, "transformers>=5.16", "peft"],
     "serve": ["fastapi", "uvicorn", "python-multipart"],
     "demo": ["gradio", "plotly"],
@@ -80,5 +82,8 @@ setuptools.setup(
     package_data={"sgqlm.parallel": ["prices.json"]},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["sgqlm = sgqlm.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["sgqlm = sgqlm.cli.main:main"],
+        "lmms_eval.models": ["sgqlm = sgqlm.evals.lmms_eval_plugin:manifest"],
+    },
 )
