@@ -8,6 +8,8 @@ import signal
 import jaxtyping
 import pytest
 
+from tests import xla
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,6 +17,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # a third less time to compile
+if xla.QUICK not in os.environ.get("XLA_FLAGS", ""):  # a worker of xdist has them already
+    os.environ["XLA_FLAGS"] = f"{xla.QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 # a shell starts background jobs with Ctrl-C ignored, and every process of a test would inherit that
 for _number, _handler in (
@@ -43,6 +47,12 @@ def same_devices():
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def pytest_configure(config):
+    """Let xdist take the files in their order: by number of tests, few long ones come last."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):

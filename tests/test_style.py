@@ -1,5 +1,6 @@
 """Formatting, lint, spelling, and what no tool looks for."""
 
+import functools
 import pathlib
 import re
 import subprocess
@@ -45,7 +46,12 @@ def _files():
     yield from (p for p in paths.ROOT.glob("*") if p.is_file() and not p.name.startswith(".venv"))
 
 
+@functools.cache
 def _lines():
+    return list(_each_line())
+
+
+def _each_line():
     for path in _files():
         if (
             path != THIS

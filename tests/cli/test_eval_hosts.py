@@ -13,7 +13,7 @@ import pytest
 from sgqlm import errors
 from sgqlm.cli import main
 from sgqlm.evals import benchmark, sharing
-from tests import paths
+from tests import paths, xla
 from tests.evals import benchmark_files as files
 from tests.parallel import launching
 
@@ -31,7 +31,7 @@ def start(count, arguments, logs, *, devices=2):
     port, started = launching.free_port(), []
     logs.mkdir(parents=True)
     for index in range(count):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        flags = {"XLA_FLAGS": xla.flags(devices)}
         env = launching.environment(index, port, count=count) | flags
         with (logs / f"{index}.out").open("w") as out, (logs / f"{index}.err").open("w") as err:
             command = [sys.executable, "-m", "sgqlm", *arguments]

@@ -414,7 +414,13 @@ def _run(python, folder, place: pathlib.Path, kinds):
         "--batch_size", "2", "--log_samples", "--output_path", str(place / "out"),
     ]  # fmt: skip
     offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
-    environment = {**os.environ, **offline, "HF_HOME": str(place / "home"), "PYTHONPATH": ""}
+    environment = {
+        **os.environ,
+        **offline,
+        "HF_HOME": str(place / "home"),
+        "PYTHONPATH": "",
+        "XLA_FLAGS": "",
+    }
     done = subprocess.run(
         command, cwd=place, env=environment, capture_output=True, text=True, check=False
     )

@@ -15,7 +15,7 @@ from flax import traverse_util
 from sgqlm import config
 from sgqlm.scenes import builder
 from sgqlm.train import checkpoint, metrics
-from tests import paths
+from tests import paths, xla
 from tests.train import micro
 
 STEPS, SAVE_EVERY = 120, 40
@@ -26,15 +26,8 @@ def settings(folder: pathlib.Path, **train) -> config.Config:
     scenes = dataclasses.replace(micro.SCENES, path=str(folder / "scenes"))
     builder.build(scenes, folder / "scenes", 1)
     row = micro.stage("align", STEPS, "projector", cache_features=True)
-    plain = micro.settings(row, **({"save_every": SAVE_EVERY, "keep": 9} | train))
-    model = dataclasses.replace(
-        plain.model,
-        graph=config.GraphConfig(enabled=False),
-        prototypes=config.PrototypeConfig(),
-        llm_lora=config.LoraConfig(),
-        vision_lora=config.LoraConfig(),
-    )
-    return dataclasses.replace(plain, scenes=scenes, model=model)
+    whole = micro.settings(row, **({"save_every": SAVE_EVERY, "keep": 9} | train))
+    return dataclasses.replace(whole, scenes=scenes, model=micro.plain(whole.model))
 
 
 def write(file: pathlib.Path, values: config.Config) -> str:
@@ -54,7 +47,6 @@ class Process:
         output: pathlib.Path | None = None,
         **environment: str,
     ):
-        flags = f"--xla_force_host_platform_device_count={devices}"
         command = [sys.executable, "-m", "sgqlm", "train", plan]
         self.output = output or workdir.with_name(f"{workdir.name}-{time.monotonic_ns()}.txt")
         self.workdir = workdir
@@ -62,7 +54,7 @@ class Process:
             self.process = subprocess.Popen(
                 [*command, f"--config.train.workdir={workdir}", *words],
                 cwd=paths.ROOT,
-                env=os.environ | {"XLA_FLAGS": flags} | environment,
+                env=os.environ | {"XLA_FLAGS": xla.flags(devices)} | environment,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
             )

@@ -12,6 +12,9 @@ from sgqlm.models import vlm
 from sgqlm.scenes import render, world
 from tests import tiny_model
 
+encode_images = jax.jit(vlm.encode_images, static_argnums=1)
+visual_tokens = jax.jit(vlm.visual_tokens, static_argnums=1)
+graph_tokens = jax.jit(vlm.graph_tokens, static_argnums=1)
 QUESTIONS = ("what colour is the star?", "how many rings are there?")
 
 
@@ -41,9 +44,9 @@ def _graph_tokens(template, placement, self_questioning, *, turns, annotated, re
         template=template,
         self_questioning=self_questioning,
     )
-    features = vlm.encode_images(model.params, settings, batch.images)
-    nodes = vlm.visual_tokens(model.params, settings, features).node_features
-    found = jax.jit(vlm.graph_tokens, static_argnums=1)(model.params, settings, nodes, batch.graph)
+    features = encode_images(model.params, settings, batch.images)
+    nodes = visual_tokens(model.params, settings, features).node_features
+    found = graph_tokens(model.params, settings, nodes, batch.graph)
     assert len(entities) > 2
     return np.asarray(found.tokens)[0][:, np.asarray(batch.graph.valid[0])]
 

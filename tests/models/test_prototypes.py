@@ -10,6 +10,7 @@ from sgqlm.convert import sq_llava
 from sgqlm.models import prototypes
 from tests import paths
 
+connector = jax.jit(prototypes.released_connector, static_argnums=(2, 3))
 CASES = {
     "cluster_b2_n36_d32_k16_t3_grads": (16, 3),
     "cluster_b2_n36_d64_k16_t2_torchinit": (16, 2),
@@ -26,7 +27,7 @@ def _load(name):
 @pytest.mark.parametrize("name", CASES)
 def test_released_connector_equals_official(name):
     data, params = _load(name)
-    output, nearest = prototypes.released_connector(params, data["input"], *CASES[name])
+    output, nearest = connector(params, data["input"], *CASES[name])
     cos = data.get("mid.cos")
     flips = np.asarray(nearest) != data["mid.argmax_center"]
     if cos is not None:  # assignments are fragile where two centres nearly tie
@@ -45,7 +46,7 @@ def test_released_gradients_equal_official():
         y, _ = prototypes.released_connector(params, x, *CASES[name])
         return (y * jnp.linspace(-1, 1, y.size).reshape(y.shape)).sum()
 
-    grads, grad_x = jax.grad(loss, argnums=(0, 1))(params, data["input"])
+    grads, grad_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, data["input"])
     np.testing.assert_allclose(grad_x, data["grad.input"], atol=1e-5, rtol=1e-4)
     wanted = {
         key[5:]: data[key] if data[key].size else np.zeros_like(data["param." + key[5:]])

@@ -8,6 +8,7 @@ import pytest
 
 from sgqlm.models import scene_graph, vlm
 from tests.models import helpers
+from tests.train import micro
 
 graph_tokens = jax.jit(vlm.graph_tokens, static_argnums=1)
 VALID = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
@@ -16,7 +17,7 @@ VALID = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0
 @pytest.fixture(scope="module")
 def setup():
     cfg = helpers.small_config()
-    params = jax.jit(lambda key: vlm.init_params(cfg, key))(jax.random.key(0))
+    params = jax.device_put(micro.draw_params(cfg))
     graph = helpers.graph_batch(cfg, VALID)
     features = np.random.default_rng(1).normal(size=(4, 16, 16)).astype(np.float32)
     return cfg, params, graph, features

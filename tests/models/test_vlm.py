@@ -17,6 +17,8 @@ forward = jax.jit(vlm.forward, static_argnums=1, static_argnames="remat")
 prefill = jax.jit(llama.prefill, static_argnums=(1, 4))
 embed = jax.jit(vlm.embed, static_argnums=1)
 graph_tokens = jax.jit(vlm.graph_tokens, static_argnums=1)
+encode_images = jax.jit(vlm.encode_images, static_argnums=1)
+visual_tokens = jax.jit(vlm.visual_tokens, static_argnums=1)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_logits_equal_torch_on_the_golden_llava():
     pixels = data["pixel_values"].transpose(0, 2, 3, 1)
     tower = vlm.Vlm(model.config)
     features = tower.apply({"params": model.params}, pixels, method=lambda m, x: m.vision(x))
-    visual = vlm.visual_tokens(model.params, model.config, features)
+    visual = visual_tokens(model.params, model.config, features)
     np.testing.assert_allclose(visual.tokens[0], data["image_features"], atol=1e-5)
     tokens = np.where(data["input_ids"] == 300, types.IMAGE_TOKEN_ID, data["input_ids"])
     batch = helpers.batch(model.config, num_nodes=(0,))
@@ -85,8 +87,8 @@ def test_graph_tokens_stand_in_their_places(small):
     valid = np.array([[1, 0, 1, 0, 1], [0, 1, 0, 1, 0]], bool)
     batch = batch._replace(graph=batch.graph._replace(valid=valid))
     rows, _ = embed(params, cfg, batch)
-    features = vlm.encode_images(params, cfg, batch.images)
-    visual = vlm.visual_tokens(params, cfg, features)
+    features = encode_images(params, cfg, batch.images)
+    visual = visual_tokens(params, cfg, features)
     graph = graph_tokens(params, cfg, visual.node_features, batch.graph)
     for row in range(2):
         here = np.where(batch.tokens[row] == types.GRAPH_TOKEN_ID)[0]

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-from tests import paths
+from tests import paths, xla
 
 
 def free_port() -> int:
@@ -19,7 +19,7 @@ def environment(index: int, port: int, *, count: int = 2) -> dict[str, str]:
     """Return the variables of process `index` of `count`; eight devices in all."""
     shared = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
+        "XLA_FLAGS": xla.flags(8 // count),
     }
     if count > 1:
         shared |= {

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from sgqlm import config, types
-from sgqlm.models import lora, vlm
+from sgqlm.models import vlm
 from sgqlm.parallel import collectives, rules
 from sgqlm.parallel import mesh as mesh_lib
 from sgqlm.train import loop, optim, stages, state, step
@@ -68,15 +68,7 @@ def make_batch(cfg: config.ModelConfig, rows: int, seed: int, length: int) -> ty
     )
 
 
-@functools.cache
-def make_params(cfg: config.ModelConfig):
-    """Return values under which every parameter, adapters included, has a gradient."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        return rng.normal(path.endswith("scale"), 0.15, leaf.shape).astype(np.float32)
-
-    return lora.map_with_path(draw, vlm.param_shapes(cfg))
+make_params = functools.cache(micro.draw_params)
 
 
 def stage_row(name: str, stage: str, tuning: str, options: tuple[str, ...]):

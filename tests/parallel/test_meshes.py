@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests import paths
+from tests import paths, xla
 
 MESHES = ("8,1,1", "1,8,1", "1,4,2", "2,2,2")
 MODELS = ("llava_sg", "sq_llava", "sgqlm")
@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 
 def run(cases) -> dict[str, dict]:
     env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": xla.flags(8),
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # a third of the time, the same partitioning
     }

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from sgqlm.parallel import chips, plan, shardings
-from tests import paths
+from tests import paths, xla
 
 GIB = chips.GIB
 
@@ -58,7 +58,7 @@ def test_fsdp_minimum():
 
 def compiled(name: str, timeout: int, *, is_cached: bool = True):
     env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": xla.flags(8),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(paths.ROOT),
     }

@@ -21,11 +21,13 @@ STEPS = 30
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
-def settings_file(folder, workdir, scenes):
+def settings_file(folder, workdir, scenes, *, is_plain=False):
+    """Write the settings of a run; a plain model, without graph and adapters, compiles sooner."""
     row = micro.stage("align", STEPS, "projector", batch_size=8, learning_rates={"projector": 1e-3})
     settings = micro.settings(row, mesh=MESH, workdir=str(workdir))
     placed = dataclasses.replace(settings.scenes, path=str(scenes))
-    settings = dataclasses.replace(settings, scenes=placed)
+    model = micro.plain(settings.model) if is_plain else settings.model
+    settings = dataclasses.replace(settings, scenes=placed, model=model)
     common.write_config(settings, folder / f"{workdir.name}.json")
     return f"--config={folder / f'{workdir.name}.json'}"
 
@@ -62,11 +64,9 @@ def seen(logs, tmp_path_factory):
     return [json.loads(output) for output in outputs]
 
 
-@pytest.fixture(scope="module")
-def stopped(logs, tmp_path_factory):
-    """Train in two processes, send SIGTERM to the second, and return its work directory."""
-    workdir = tmp_path_factory.mktemp("run") / "two"
-    config = settings_file(logs, workdir, logs / "scenes")
+def train_and_stop(logs, workdir, *, is_plain=False):
+    """Train in two processes and send SIGTERM to the second."""
+    config = settings_file(logs, workdir, logs / "scenes", is_plain=is_plain)
     started = launching.start(["sgqlm", "train", config], logs / "first")
     limit = time.monotonic() + 400
     while all(p.poll() is None for p in started) and time.monotonic() < limit:
@@ -76,9 +76,6 @@ def stopped(logs, tmp_path_factory):
         time.sleep(0.05)
     codes = launching.finish(started)
     assert codes == [errors.PREEMPTED] * 2, errors_of(logs / "first")
-    copy = tmp_path_factory.mktemp("copy") / "two"
-    shutil.copytree(workdir, copy)
-    return workdir, copy
 
 
 def errors_of(folder) -> str:
@@ -120,8 +117,9 @@ def test_a_folder_that_is_not_shared_is_found(seen):
 
 
 @pytest.mark.timeout(900)
-def test_a_signal_to_one_process_stops_both_at_one_step(stopped, logs):
-    workdir, _ = stopped
+def test_a_signal_to_one_process_stops_both_at_one_step(logs, tmp_path):
+    workdir = tmp_path / "two"
+    train_and_stop(logs, workdir, is_plain=True)
     [folder] = checkpoint.find(workdir)
     told = [(logs / "first" / f"{i}.err").read_text() for i in range(2)]
     where = [re.search(r"where: (\S+)", text)[1] for text in told]
@@ -134,8 +132,10 @@ def test_a_signal_to_one_process_stops_both_at_one_step(stopped, logs):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_processes_end_where_one_does(stopped, logs, tmp_path):
-    workdir, copy = stopped
+def test_two_processes_end_where_one_does(tmp_path_factory, tmp_path):
+    logs, workdir = tmp_path_factory.mktemp("logs"), tmp_path / "two"
+    train_and_stop(logs, workdir)
+    copy = shutil.copytree(workdir, tmp_path / "copy" / "two")
     started = launching.start(
         ["sgqlm", "train", settings_file(logs, workdir, logs / "scenes")], logs / "second"
     )

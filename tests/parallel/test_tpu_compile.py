@@ -32,7 +32,9 @@ def compiled(tmp_path, name, topology, *words):
     count = chips.topology(topology).num_chips
     command = [sys.executable, "-m", "sgqlm", "plan", f"--config={settings}", f"--json={file}"]
     command += [f"--topology={topology}", f"--mesh=data=1,fsdp={count},tensor=1", *words]
-    env = os.environ | {"PYTHONPATH": f"{paths.ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    # libtpu reads XLA_FLAGS too, and those of the tests are for the CPU
+    own = {"PYTHONPATH": f"{paths.ROOT}:{os.environ.get('PYTHONPATH', '')}", "XLA_FLAGS": ""}
+    env = os.environ | own
     done = subprocess.run(command, env=env, cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"compiled    for {topology}" in done.stdout

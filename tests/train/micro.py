@@ -2,7 +2,10 @@
 
 import dataclasses
 
+import numpy as np
+
 from sgqlm import config
+from sgqlm.models import lora, vlm
 
 SCENES = config.SceneConfig(image_size=56, num_train=12, num_val=4, num_test=1)
 
@@ -32,6 +35,27 @@ def model(**changes) -> config.ModelConfig:
         compute_dtype="float32",
     )
     return dataclasses.replace(base, **changes)
+
+
+def plain(whole: config.ModelConfig) -> config.ModelConfig:
+    """Return it without graph, prototypes and adapters: its programs compile in a second or two."""
+    return dataclasses.replace(
+        whole,
+        graph=config.GraphConfig(enabled=False),
+        prototypes=config.PrototypeConfig(),
+        llm_lora=config.LoraConfig(),
+        vision_lora=config.LoraConfig(),
+    )
+
+
+def draw_params(cfg: config.ModelConfig):
+    """Return values under which every parameter, adapters included, has a gradient."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        return rng.normal(path.endswith("scale"), 0.15, leaf.shape).astype(np.float32)
+
+    return lora.map_with_path(draw, vlm.param_shapes(cfg))
 
 
 def stage(name: str, steps: int, *parts: str, **changes) -> config.StageConfig:

@@ -13,8 +13,7 @@ from tests.train import micro, toys
 @pytest.fixture(scope="module")
 def small():
     cfg = micro.model(region_words=2)
-    params = jax.jit(lambda key: vlm.init_params(cfg, key))(jax.random.key(0))
-    return cfg, params
+    return cfg, jax.device_put(micro.draw_params(cfg))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from sgqlm import config, errors
 from sgqlm.models import lora, vlm
 from sgqlm.train import region_text
 from tests.models import helpers
+from tests.train import micro
 
 RED, BLUE, BRIGHT, DARK, BESIDE = 5, 7, 9, 11, 13
 
@@ -24,8 +25,7 @@ def small():
         graph=dataclasses.replace(whole.graph, num_rounds=1, impl="dense"),
         prototypes=config.PrototypeConfig(mode="none"),
     )
-    params = jax.jit(lambda key: vlm.init_params(cfg, key))(jax.random.key(0))
-    return cfg, params
+    return cfg, jax.device_put(micro.draw_params(cfg))
 
 
 def make_batch(cfg, seed, rows=8):
