@@ -342,9 +342,7 @@ def score_mmbench(
             for key, row in table.items()
         ]
     else:
-        rows = tables.items(path, ("index", "A", "B"))
-        if not all("prediction" in row and row.get("answer") for row in rows):
-            raise tables.damaged(path, "it has no columns `prediction` and `answer`")
+        rows = own_sheet(task, path)
         faults = joining.Faults(empty=[str(r["index"]) for r in rows if not r["prediction"]])
     try:
         done = mmbench.circular(resolve(rows) if resolve else rows)
@@ -359,6 +357,24 @@ def score_mmbench(
     notes = [f"{len(done['unmatched'])} answers mean no option by the rules; they count as wrong"]
     items = {str(key): float(hit) for key, hit in done["hits"].items()}
     return scored.Scored(task, done["accuracy"], "circular accuracy", out, items, faults, notes)
+
+
+def own_sheet(task: str, path: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the rows of a sheet of MMBench that holds predictions and answers.
+
+    Raises:
+        SgqlmError: it is another kind of file.
+    """
+    rows = tables.items(path, ())
+    if all({"index", "A", "B", "prediction"} <= set(row) and row.get("answer") for row in rows):
+        return rows
+    raise errors.SgqlmError(
+        "there is nothing to compare the answers with",
+        where=str(path),
+        why="it is no sheet with the columns index, A, B, prediction and answer",
+        fix=f"give the {task} tsv that was answered with --annotations",
+        code=errors.DATA,
+    )
 
 
 def objects(path: pathlib.Path, what: str) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def score_pope(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) -
 def _pope_joined(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) -> scored.Scored:
     groups, labels = pope_groups(answers, files)
     parts, faults, where = {}, joining.Faults(), ", ".join(map(str, answers))
-    for name, truth in labels.items():
+    asked = {name: truth for name, truth in labels.items() if groups.get(name)} or labels
+    for name, truth in asked.items():
         found = groups.pop(name, [])
         _check_revision(name, found, truth, where)
         questions = {key: item["text"] for key, item in truth.items()}
@@ -58,6 +59,7 @@ def _pope_joined(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path])
         parts[name] = _measure(where, texts, list(wanted.values())) | {"keys": list(truth)}
     done = _pope(parts, faults)
     done.notes += [f"no labels of {name}: left out" for name in groups]
+    done.notes += [f"no answers to {name}: left out" for name in labels if name not in asked]
     return done
 
 

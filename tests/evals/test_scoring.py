@@ -143,6 +143,9 @@ def test_mmbench_by_table(tmp_path):
     with pytest.raises(errors.SgqlmError) as told:
         scoring.score("mmbench", [say(tmp_path, texts)], [put(file, rows)])
     assert "only its server" in told.value.why
+    with pytest.raises(errors.SgqlmError, match="nothing to compare") as told:
+        scoring.score("mmbench", [say(tmp_path, texts)])
+    assert "--annotations" in told.value.fix
 
 
 @pytest.mark.parametrize(

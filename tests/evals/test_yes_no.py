@@ -43,6 +43,9 @@ def test_categories_are_found_by_the_ids_of_llavas_question_file(tmp_path):
     one = yes_no.score_pope([whole], files[:1])
     assert one.score == 1 and any("no labels of popular" in note for note in one.notes)
     assert any("absent: adversarial, popular" in note for note in one.notes)
+    part = yes_no.score_pope([parts[1]], files)  # labels of all, answers to one
+    assert part.score == 1 and list(part.items) == ["random/1", "random/2"]
+    assert "no answers to popular: left out" in part.notes and not part.faults.is_mismatch
 
 
 def test_categories_are_taken_from_a_question_file_or_the_name(tmp_path):
