@@ -35,6 +35,13 @@ class SgqlmError(Exception):
                 lines.append(f"  {name}: {value}")
         return "\n".join(lines)
 
+    @property
+    def line(self) -> str:
+        """The block in one line. Example: `no such file (a.json): it was moved; give its path`."""
+        what = f"{self.what} ({self.where})" if self.where else self.what
+        more = "; ".join(part for part in (self.why, self.fix) if part)
+        return " ".join((f"{what}: {more}" if more else what).split())
+
     def __reduce__(self):
         """Pickle by value, so an error raised in a data worker arrives whole."""
         return _rebuild, (self.what, self.where, self.why, self.fix, self.code)

@@ -196,10 +196,9 @@ def _about(args, settings: self_questioning.Settings, model: model_lib.VisionLan
     for name in ("batch_size", "template"):  # changes no text; always that of the model
         del asked[name]
     wants = picture.wants_entities(model, args)
-    found = checkpoint.find(args.checkpoint)  # a work directory stands for its last checkpoint
     return {
         **asked,
-        "checkpoint": str((found[-1] if found else pathlib.Path(args.checkpoint)).resolve()),
+        "checkpoint": str(checkpoint.resolved(args.checkpoint)),
         "entities": repr(extractor_flags.read(args)) if wants else "none",
         "clip": "" if args.clip is None else str(args.clip.resolve()),
     }

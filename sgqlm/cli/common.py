@@ -1,6 +1,7 @@
 """Configuration on the command line: `--config=file.py:arg --config.train.seed=1`."""
 
 import ast
+import contextlib
 import ctypes
 import dataclasses
 import difflib
@@ -8,7 +9,9 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import sys
+import threading
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +22,41 @@ from sgqlm import config, errors
 _FLAG = "--config"
 # endings by which somebody means a file
 _FILES = {".json", ".jsonl", ".html", ".md", ".txt", ".csv", ".tsv", ".xlsx", ".gz"}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where the program was; nothing that goes on after an error takes it for one."""
+
+    what, code = "stopped by SIGTERM", errors.PREEMPTED
+
+
+@contextlib.contextmanager
+def stoppable(why: str) -> Iterator[None]:
+    """End the work at SIGTERM with the exit code after which a launcher starts it again.
+
+    Signals can be caught in the main thread only; in another one nothing changes.
+
+    Args:
+        why: the work may end there, for the message.
+
+    Raises:
+        SgqlmError: SIGTERM came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except Terminated as stopped:
+        fix = "run it again: the same command goes on from there"
+        raise errors.SgqlmError(stopped.what, why=why, fix=fix, code=stopped.code) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def load_config(argv: Sequence[str]) -> tuple[config.Config, list[str]]:

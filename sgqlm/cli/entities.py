@@ -7,14 +7,12 @@ import functools
 import json
 import pathlib
 import platform
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from sgqlm import errors
-from sgqlm.cli import entities_show, extractor_flags
+from sgqlm.cli import common, entities_show, extractor_flags
 from sgqlm.data import records
 from sgqlm.entities import benchmark, engine, extract, inputs, settings, shards
 from sgqlm.train import progress
@@ -93,21 +91,16 @@ def _extract(args: argparse.Namespace) -> int:
         raise errors.SgqlmError("the output is not named", where="--out", fix="give --out=FOLDER")
     line = _Line(args.extractor)
     try:
-        with _sigterm(), line:
+        with common.stoppable("finished shards are kept"), line:
             summary = extract.run(
                 make, sources, args.out, shard_size=args.shard_size or 0,
                 batch_size=args.batch_size, fault_budget=args.fault_budget,
                 overwrite=args.overwrite, engine=_engine(args), progress=line.show,
             )  # fmt: skip
-    except KeyboardInterrupt as stop:
-        name, code = ("Ctrl-C", errors.INTERRUPTED)
-        if isinstance(stop, _Terminated):
-            name, code = ("SIGTERM", errors.PREEMPTED)
-        print(
-            f"stopped by {name}: finished shards are kept, the same command goes on",
-            file=sys.stderr,
-        )
-        return code
+    except KeyboardInterrupt:
+        told = "stopped by Ctrl-C: finished shards are kept, the same command goes on"
+        print(told, file=sys.stderr)
+        return errors.INTERRUPTED
     _tell(args, summary)
     return errors.OK
 
@@ -255,25 +248,6 @@ def _note(state: extract.State, rate: float) -> str:
     parts = [f"images/s: {', '.join(rates)}"] if rates else []
     parts += [f"{state.failed} failed"] if state.failed else []
     return "; ".join(parts)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where the program is."""
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[None]:
-    def stop(number, frame):
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _flag(name: str) -> str:

@@ -19,18 +19,5 @@ def run(argv: list[str]) -> int:
     }
     if argv[:1] and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
-    named, others = _tasks(argv)
-    if named not in (None, "scenes"):
-        return eval_tasks.run(argv)
-    return eval_scenes.run(others, is_named=named is not None)
-
-
-def _tasks(words: list[str]) -> tuple[str | None, list[str]]:
-    """Return what --tasks names, None without it, and the words without it."""
-    for at, word in enumerate(words):
-        name, is_joined, value = word.partition("=")
-        if name in ("--tasks", "--task"):
-            end = at + (1 if is_joined else 2)
-            value = value if is_joined else "".join(words[at + 1 : end])
-            return value, words[:at] + words[end:]
-    return None, words
+    is_named = any(word.partition("=")[0] in ("--tasks", "--task") for word in argv)
+    return (eval_tasks if is_named else eval_scenes).run(argv)

@@ -34,8 +34,7 @@ class Source:
     @property
     def checkpoint(self) -> pathlib.Path:
         """Return the checkpoint that a work directory stands for, as `model.load` takes it."""
-        found = checkpoint.find(self.path)
-        return (found[-1] if found else pathlib.Path(self.path)).resolve()
+        return checkpoint.resolved(self.path)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,11 +54,21 @@ def find(args: argparse.Namespace, rest: Sequence[str], flags: Sequence[str]) ->
         flags: the command's flags, for messages.
 
     Raises:
-        SgqlmError: a word is unknown, or no model is named.
+        SgqlmError: a word is unknown, or changes what the checkpoint alone says; no model is named;
+            the batch is empty.
     """
+    for word in rest:
+        if word.startswith(("--config.model.", "--config.text.")):
+            raise errors.SgqlmError(
+                "the checkpoint says what the model is and how it is asked",
+                where=word,
+                fix="leave it out",
+            )
     has_file = any(word == "--config" or word.startswith("--config=") for word in rest)
     settings, rest = common.load_config(rest) if has_file else (None, rest)
     common.refuse_rest([word for word in rest if not word.startswith("--config.")], flags)
+    if settings:
+        _check(settings)
     path = args.checkpoint or (settings.train.workdir if settings else None)
     if path is None:
         raise errors.SgqlmError("there is no model to measure", fix="give --checkpoint or --config")
@@ -70,4 +79,15 @@ def load(source: Source) -> tuple[model_lib.VisionLanguageModel, config.Config]:
     """Load the model; return it with the settings of the evaluation."""
     mesh = devices.choose(source.mesh, source.settings)
     model = model_lib.load(source.path, base=source.base, mesh=mesh)
-    return model, source.settings or common.override_all(model.config, source.words, source.flags)
+    settings = source.settings or common.override_all(model.config, source.words, source.flags)
+    _check(settings)
+    return model, settings
+
+
+def _check(settings: config.Config) -> None:
+    if settings.eval.batch_size < 1:
+        raise errors.SgqlmError(
+            f"a batch of {settings.eval.batch_size}",
+            where="--config.eval.batch_size",
+            fix="give 1 or more",
+        )

@@ -18,7 +18,7 @@ NAMES = (eval_scenes.TASK, scene_graphs.TASK)
 # flags that all tasks have; those of relations are told, and the rest is the benchmarks'
 _OF_ALL = (
     "help", "tasks", "checkpoint", "base", "mesh", "entities", "out", "limit", "batch_size",
-    "model_id",
+    "model_id", "retry",
 )  # fmt: skip
 
 
@@ -92,6 +92,8 @@ def prepare(
         _refuse(args, parser, others, "benchmarks of official files, such as gqa")
     if scene_graphs.TASK not in names:
         _refuse(args, parser, of_relations, "relations")
+        if not files:
+            _refuse(args, parser, ("entities", "retry"), "benchmarks and relations")
     is_alone = not files and len(names) == 1
     found = None
     if scene_graphs.TASK in names:

@@ -6,7 +6,6 @@ R@K, mR@K, ng-R@K, zR@K and F@K. The answers are kept; a run that was stopped go
 
 import argparse
 import dataclasses
-import hashlib
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from sgqlm import model as model_lib
 from sgqlm.cli import common, eval_model
 from sgqlm.data import records, sources
 from sgqlm.data.relations import annotations, types
-from sgqlm.evals import answers, ranking, relations, report, scene_graphs
+from sgqlm.evals import answers, benchmark, ranking, relations, report, scene_graphs
 from sgqlm.evals.metrics import scene_graph
 from sgqlm.train import progress
 
@@ -95,14 +94,8 @@ def prepare(args: argparse.Namespace, *, is_alone: bool, has_files: bool) -> Pre
         has_own = (own / records.MANIFEST).is_file()
         choice = str(own) if has_own else "" if has_files else choice
     entities = scene_graphs.open_entities(args.data, args.mode, choice)
-    folder = own_folder(args) if is_alone else pathlib.Path()
-    return Prepared(items, data, words, choice, entities, folder)
-
-
-def own_folder(args: argparse.Namespace) -> pathlib.Path:
-    """Return where the results go when no other task is measured."""
-    name = f"{args.data.resolve().name}-{args.mode}" if args.data else scene_graphs.TASK
-    return args.out or pathlib.Path("runs/eval") / name
+    alone = args.out or pathlib.Path("runs/eval") / f"{args.data.resolve().name}-{args.mode}"
+    return Prepared(items, data, words, choice, entities, alone if is_alone else pathlib.Path())
 
 
 def measure(
@@ -144,29 +137,22 @@ def measure(
 
 def score(argv: list[str]) -> int:
     """Run `sgqlm eval score`; return the exit code."""
-    parser = _parser(
-        "sgqlm eval score",
-        "Measure answers: those that `sgqlm eval --tasks=relations` wrote, or scene graphs that "
-        'another model wrote as text (json lines with "key" and "text").',
+    parser = argparse.ArgumentParser(
+        prog="sgqlm eval score",
+        description="Measure answers: those that `sgqlm eval --tasks=relations` wrote, or scene "
+        'graphs that another model wrote as text (json lines with "key" and "text").',
     )
+    parser.add_argument("--tasks", "--task", choices=[scene_graphs.TASK], required=True)
+    _add_data_flags(parser, required=True)
+    parser.add_argument("--out", type=pathlib.Path, help="also write the figures to this json file")
     parser.add_argument("file", type=pathlib.Path, help="answers.jsonl, or json lines of texts")
     args, rest = parser.parse_known_args(argv)
     common.refuse_rest(rest, ["--tasks", "--data", "--predicates", "--out"])
     if args.out:
         common.check_file(args.out, (".json",))
-    if args.out:
-        common.check_file(args.out, (".json",))
     items = annotations.load(args.data)
     data = scene_graphs.open_data(args.data, items, args.split)
     return _report(args.file, data, _words(args, items), args, items, args.out)
-
-
-def _parser(prog: str, about: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=about)
-    parser.add_argument("--tasks", "--task", choices=[scene_graphs.TASK], required=True)
-    _add_data_flags(parser, required=True)
-    parser.add_argument("--out", type=pathlib.Path, help="also write the figures to this json file")
-    return parser
 
 
 def _add_data_flags(parser, *, required: bool = False) -> None:
@@ -211,10 +197,12 @@ def _predict(
     data, choice = found.data, found.choice
     about = {
         "checkpoint": str(source.checkpoint),
-        "data": _digest(args.data / annotations.FILE),
+        "data": records.file_digest(args.data / annotations.FILE),
         "entities": str(pathlib.Path(choice).resolve()) if choice else "",
     }
     header = scene_graphs.header(settings, about)
+    if args.retry:
+        benchmark.forget_errors(found.folder / ANSWERS, header)
     with answers.AnswerFile(found.folder / ANSWERS, header) as out:
         done = sum(item.key in out.done for item in data.items)
         if done:
@@ -258,8 +246,3 @@ def _report(path: pathlib.Path, data, words, args, items, out: pathlib.Path | No
 def _beside(path: pathlib.Path, out: pathlib.Path) -> str:
     """Return the name of the answers as the report is to tell it, such that both may be moved."""
     return path.name if path.resolve().parent == out.resolve().parent else str(path)
-
-
-def _digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,6 +21,8 @@ _COMPARE = (
     "differences with intervals, a test, and the questions that changed."
 )
 _MOST_WRONG = 1000
+_UNKNOWN = "not known"
+_SIDES = ("given", "second_given"), ("score", "second_score")
 
 
 def run(argv: list[str]) -> int:
@@ -36,17 +38,17 @@ def run(argv: list[str]) -> int:
         "each model of the page",
     )  # fmt: skip
     parser.add_argument("--base", help="where the base weights lie, if they were moved")
-    parser.add_argument("--graphs", type=int, default=-1, help="graphs of a report (all shown)")
+    parser.add_argument("--graphs", type=int, help="graphs of a report (all shown)")
     args, rest = parser.parse_known_args(argv)
     flags = [flag for action in parser._actions for flag in action.option_strings]
     common.refuse_rest(rest, flags)
     _check(args)
     viewer = graph_views.Viewer(args.checkpoint, base=args.base) if args.checkpoint else None
-    reports, other = measured.find(args.reports)
+    reports, other, left = measured.find(args.reports)
     if other:
         told = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
         print(f"{len(other)} json files are no reports of answers: {told}", file=sys.stderr)
-    for line in measured.left_out(args.reports):
+    for line in left:
         print(f"left out: {line}", file=sys.stderr)
     known = [measured.items_of(one) for one in reports]
     drawer = _drawer(args, [items for items, _ in known])
@@ -65,13 +67,13 @@ def _seen(
     known: Sequence[measured.Items],
     drawer: pictures.Pictures,
     viewer: graph_views.Viewer | None,
-    most: int,
+    most: int | None,
 ) -> list[Mapping[str, graph_views.View]]:
     """Return the views of the wrong answers of each report, and put them into the json values."""
     out = []
     for part, one, items in zip(found["reports"], reports, known, strict=True):
         shown = [wrong for wrong in part["wrong"]["shown"] if wrong["id"] in items]
-        shown = shown[: None if most < 0 else most] if viewer else []
+        shown = shown[:most] if viewer else []
         asked = {wrong["id"]: items[wrong["id"]] for wrong in shown}
         if viewer is None or not asked:
             out.append({})
@@ -133,7 +135,11 @@ def _check(args: argparse.Namespace) -> None:
     if not 0 <= args.wrong <= _MOST_WRONG:
         fix = f"give a number from 0 to {_MOST_WRONG}"
         raise errors.SgqlmError(f"{args.wrong} is out of range", where="--wrong", fix=fix)
-    if getattr(args, "graphs", -1) < -1:
+    for flag in ("graphs", "base"):
+        if getattr(args, flag, None) is not None and not args.checkpoint:
+            fix = "name the model that answered with --checkpoint"
+            raise errors.SgqlmError(f"--{flag} needs a model", where=f"--{flag}", fix=fix)
+    if (getattr(args, "graphs", None) or 0) < 0:
         raise errors.SgqlmError("--graphs is below 0", where="--graphs", fix="leave it out for all")
     if getattr(args, "checkpoint", ()) and not args.entities:
         fix = "name the store of the evaluation with --entities, and the pictures with --images"
@@ -198,22 +204,20 @@ def _report_body(
     for at, (part, items) in enumerate(zip(found["reports"], known, strict=True)):
         charts = eval_report.charts(part["families"], part["unit"])
         lines = [summary.headline(part), *summary.facts(part)]
-        lines.append(f"{part['count']:,} questions, from {part['file']}")
         body.append(eval_report.section(at, titles[at], lines, charts))
         wrong = part["wrong"]
         cards = [
             eval_report.item(
                 one,
                 _picture(drawer, items, one, part["task"]),
-                [("given", one.get("given"), one["score"])],
+                [("given", one.get("given", _UNKNOWN), summary.graded(part, one["score"]))],
                 graph=_graph(seen[at].get(one["id"])),
             )
             for one in wrong["shown"]
+            if "question" in one
         ]
         kinds = sorted({kind for one in wrong["shown"] for kind in one.get("kinds", ())})
-        title = f"{wrong['count']:,} questions are not fully right; {len(cards)} of them"
-        title += f" ({wrong['absent']})" if wrong["absent"] else ""
-        body.append(eval_report.browser(title, cards, kinds))
+        body.append(eval_report.browser(summary.wrong_title(part), cards, kinds))
     return body
 
 
@@ -231,14 +235,15 @@ def _compared_body(
                     one,
                     _picture(drawer, items, one, part["task"]),
                     [
-                        (names[0], one.get("given"), one["score"]),
-                        (names[1], one["second_given"], one["second_score"]),
+                        (name, one.get(said, _UNKNOWN), summary.graded(part, one[score]))
+                        for name, said, score in zip(names, *_SIDES, strict=True)
                     ],
                 )
                 for one in shown
             ]
             kinds = sorted({kind for one in shown for kind in one.get("kinds", ())})
-            title = f"{part[way]:,} questions are {way} in {names[1]}; {len(cards)} of them"
+            title = f"{summary.counted(part[way], 'question')} {way} in {names[1]}"
+            title += f"; {len(cards)} of them" if cards else ""
             body.append(eval_report.browser(title, cards, kinds))
     return body
 

@@ -1,9 +1,9 @@
 """`sgqlm eval` on drawn test scenes, beside controls, and on what a model has by heart.
 
 With --data: how many answers of a data set it gives by heart, and how many with images swapped.
-With --data and --tasks=relations: recall of the scene graphs it predicts. With --root and
---tasks=gqa,pope,...: the benchmarks of the papers; names of all kinds can be mixed. `sgqlm eval
-score` measures answers that are there already.
+With --tasks=scenes the answers are kept in a folder; with --data and --tasks=relations: recall of
+the scene graphs it predicts. With --root and --tasks=gqa,pope,...: the benchmarks of the papers;
+names of all kinds can be mixed. `sgqlm eval score` measures answers that are there already.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 from sgqlm import config, errors
 from sgqlm import model as model_lib
-from sgqlm.cli import common, eval_model
+from sgqlm.cli import common, devices, eval_model
 from sgqlm.data import records, sources
 from sgqlm.decode import ask
 from sgqlm.evals import (
@@ -33,17 +33,8 @@ TASK = "scenes"
 ANSWERS, REPORT = "answers.jsonl", "report.json"
 
 
-def run(argv: list[str], *, is_named: bool = False) -> int:
-    """Run `sgqlm eval` on scenes alone, or on --data.
-
-    Args:
-        argv: the words of the command, without --tasks.
-        is_named: whether --tasks=scenes was among them; --out may then be a folder, as it is for
-            other tasks.
-
-    Returns:
-        The exit code.
-    """
+def run(argv: list[str]) -> int:
+    """Run `sgqlm eval` without --tasks, on scenes or on --data; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="sgqlm eval",
         description=__doc__,
@@ -54,23 +45,17 @@ def run(argv: list[str], *, is_named: bool = False) -> int:
     eval_model.add_flags(parser)
     parser.add_argument("--data", type=pathlib.Path, help="built data set, folder or LLaVA json")
     parser.add_argument("--split", default="train", help="of --data")
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        help="also write the figures to this json file; with --tasks=scenes also a folder",
-    )
+    parser.add_argument("--out", type=pathlib.Path, help="also write the figures to this json file")
     args, rest = parser.parse_known_args(argv)
     flags = [flag for action in parser._actions for flag in action.option_strings]
     source = eval_model.find(args, rest, [*flags, "--tasks"])
-    if args.out and args.out.is_dir() and (args.data or not is_named):
+    if args.out and args.out.is_dir():
         common.check_file(args.out, (".json",))
+    devices.force(args.mesh)
     model, settings = eval_model.load(source)
     if args.data:
         result = evaluate_data(model, settings, args.data, args.split)
         print("\n".join(memorised.lines(result)))
-    elif args.out and is_named and args.out.suffix != ".json":
-        measure(model, settings, source, args.out / TASK)
-        return errors.OK
     else:
         responder = kept.Kept(model, name=TASK)
         result = _measured(responder, _cases(model, settings), settings)

@@ -27,7 +27,8 @@ def run(argv: list[str]) -> int:
         common.check_file(args.out, (".json",))
     _take_synonyms(args)
     _check_there([*args.answers, *args.annotations])
-    done = _score(args)
+    with common.stoppable("the grades so far are kept"):
+        done = _score(args)
     print("\n".join(done.lines()))
     if args.out:
         files = {

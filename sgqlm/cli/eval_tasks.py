@@ -21,6 +21,7 @@ from sgqlm.parallel import distributed
 from sgqlm.text import templates
 from sgqlm.train import progress
 
+_ROUND_TOKENS = 256
 _TEMPLATES = ("vicuna_v1", "v1_sq", "plain", "trained")
 
 
@@ -40,7 +41,10 @@ def run(argv: list[str]) -> int:
     own = eval_own.prepare(args, parser, of_relations, out)
     devices.force(args.mesh)
     distributed.initialize(heartbeat=3 * int(sharing.WATCH_SECONDS))  # the team sees it first
-    with sharing.join([*(out / place.task.name for place in places), *own.folders]) as team:
+    folders = [*(out / place.task.name for place in places), *own.folders]
+    with common.stoppable("the answers so far are kept"), sharing.join(folders) as team:
+        if not places and not team.is_main:  # only the main process measures the own tasks
+            return errors.OK
         return _measure(places, own, source, name, out, args, team, judge)
 
 
@@ -48,6 +52,7 @@ def _measure(
     places, own: eval_own.Own, source: eval_model.Source, name: str, out, args, team, judge
 ) -> int:
     jobs = [benchmark.prepare(place, limit=args.limit) for place in places]
+    finishing.check_judge(jobs, judge)
     model, settings = eval_model.load(source)
     jobs = [_with_entities(job, model, args.entities) for job in jobs]
     _warn_of_rounds(model, args, team)
@@ -71,7 +76,9 @@ def _measure(
         _Run(job, out / job.place.task.name, about)
         for job, about in zip(jobs, headers, strict=True)
     ]
-    todo = team.agree("plan", lambda: [run.plan(retry=args.retry) for run in runs])
+    todo = team.agree("plan", lambda: [
+        benchmark.plan(run.job, run.folder, run.about, retry=args.retry) for run in runs
+    ])  # fmt: skip
     code = errors.OK
     for run, left, respond in zip(runs, todo, responds, strict=True):
         run.ask(left, respond, size, team)
@@ -91,11 +98,6 @@ class _Run:
     folder: pathlib.Path
     about: dict[str, Any]
 
-    def plan(self, *, retry: bool) -> list[int]:
-        if retry:
-            benchmark.forget_errors(self.folder / benchmark.PROGRESS)
-        return benchmark.plan(self.job, self.folder, self.about)
-
     def ask(
         self, todo: list[int], respond: benchmark.Respond, size: int, team: sharing.Team
     ) -> None:
@@ -104,6 +106,8 @@ class _Run:
         if known and team.is_main:
             print(f"{name}: {known} of {total} questions have an answer in {path}", file=sys.stderr)
         own, label = sharing.share(todo, team), name
+        if self_asked_rounds.KEY in self.about:
+            own = self_asked_rounds.share(self.job, todo, team, batch_size=size)
         if team.count > 1:
             known, total, label = 0, len(own), f"{name}, process 0 of {team.count}"
         file = answers.AnswerFile(sharing.own_file(path, team), self.about)
@@ -174,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         help="SQ-LLaVA's rounds: before each question or caption the model describes the image, "
         "asks itself N questions and answers them (default 0: none)",
     )  # fmt: skip
-    parser.add_argument("--round-tokens", type=int, default=256, metavar="N", help="of a "
+    parser.add_argument("--round-tokens", type=int, default=_ROUND_TOKENS, metavar="N", help="of a "
                         "description, an own question or its answer at most (256)")  # fmt: skip
     parser.add_argument("--questions", type=pathlib.Path, nargs="+", help="of one task, if not "
                         "the usual file")  # fmt: skip
@@ -198,6 +202,12 @@ def _check(args: argparse.Namespace) -> None:
             raise errors.SgqlmError(f"{flag} is below 0", where=flag, fix="leave it out, or give 1")
     if args.round_tokens < 1:
         raise errors.SgqlmError("--round-tokens is below 1", where="--round-tokens")
+    if args.round_tokens != _ROUND_TOKENS and not args.self_questions:
+        raise errors.SgqlmError(
+            "--round-tokens is of self-asked questions, and none are asked",
+            where="--round-tokens",
+            fix="leave it out, or give --self-questions",
+        )
     if eval_own.names_of(args.tasks)[0] and args.root is None:
         raise errors.SgqlmError(
             "the folder of the official files is not named", where="--root",
@@ -243,7 +253,7 @@ def _with_entities(job: benchmark.Job, model, choice: str) -> benchmark.Job:
         )
     if choice == "none":
         return job
-    return benchmark.with_entities(job, pathlib.Path(choice))
+    return dataclasses.replace(job, entities=benchmark.Entities(pathlib.Path(choice), job))
 
 
 def _warn_of_rounds(model, args: argparse.Namespace, team: sharing.Team) -> None:

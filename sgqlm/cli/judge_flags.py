@@ -2,11 +2,14 @@
 
 import argparse
 import pathlib
+from collections.abc import Collection, Sequence
 
 from sgqlm import errors
 from sgqlm.evals import judge, judging
 
-_DETAILS = ("model", "key_env", "runs", "prompt", "parallel", "max_tokens", "record", "timeout")
+_OF_SERVICE = ("model", "key_env", "parallel", "record", "timeout", "tries")
+_NUMBERS = ("runs", "parallel", "max_tokens", "timeout", "tries")
+_DETAILS = (*_OF_SERVICE, "runs", "prompt", "max_tokens")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +39,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="LLaVA's rule.json, MM-Vet's mm-vet_evaluator.py or .ipynb (once for each; default: "
-        "words of ours)",
+        help="LLaVA's rule.json, MM-Vet's mm-vet_evaluator.py or .ipynb or a .txt (once for each; "
+        "default: words of ours)",
     )
     group.add_argument("--judge-parallel", type=int, help="questions asked at once (1)")
     group.add_argument(
@@ -64,21 +67,23 @@ def settings(
     Raises:
         SgqlmError: there is no such judge, no task needs one, or a flag is of no use.
     """
-    given = [name for name in (*_DETAILS, "tries") if getattr(args, f"judge_{name}")]
+    given = [name for name in _DETAILS if getattr(args, f"judge_{name}") not in (None, "", [])]
     if args.judge == "none":
-        if given:
-            flag = "--judge-" + given[0].replace("_", "-")
-            raise errors.SgqlmError(f"{flag} is of a judge", where=flag, fix="give --judge too")
-        return judging.Settings(reviews=reviews)
+        if flags := [*map(_flag, given), *(["--reviews"] if reviews else [])]:
+            raise errors.SgqlmError(f"{flags[0]} is of a judge", where=flags[0], fix="give --judge "
+                                    "too")  # fmt: skip
+        return judging.Settings()
     if not set(tasks) & {*judging.TASKS, *judging.MATCHED}:
         raise errors.SgqlmError(f"{', '.join(tasks)} needs no judge", where="--judge")
-    for name in ("runs", "parallel", "tries", "timeout", "max_tokens"):
+    if args.judge.startswith("replay:"):
+        _refuse(set(given) & set(_OF_SERVICE), "of a judge that is asked, not of replay:")
+    if not set(tasks) & set(judging.TASKS):
+        _refuse({"runs"} & set(given), f"of {', '.join(judging.TASKS)}")
+    for name in _NUMBERS:
         value = getattr(args, f"judge_{name}")
         if value is not None and value < (0 if name == "max_tokens" else 1):
-            flag = "--judge-" + name.replace("_", "-")
-            raise errors.SgqlmError(f"{flag} is below 1", where=f"{flag}={value}")
-    if absent := [path for path in args.judge_prompt if not path.is_file()]:
-        raise errors.SgqlmError("there is no such file", where=f"--judge-prompt={absent[0]}")
+            raise errors.SgqlmError(f"{_flag(name)} is below 1", where=f"{_flag(name)}={value}")
+    _check_prompts(args.judge_prompt, tasks)
     by = judge.make(
         args.judge,
         model=args.judge_model,
@@ -87,12 +92,38 @@ def settings(
         timeout=args.judge_timeout or 60.0,
         tries=args.judge_tries or 6,
     )
-    is_replay = isinstance(by, judge.Replay)  # equal questions have replies in an order
     return judging.Settings(
         by=by,
         runs=args.judge_runs or 1,
         reviews=reviews,
         prompts=args.judge_prompt,
-        parallel=1 if is_replay else args.judge_parallel or 1,
+        parallel=args.judge_parallel or 1,
         max_tokens=args.judge_max_tokens,
     )
+
+
+def _flag(name: str) -> str:
+    return "--judge-" + name.replace("_", "-")
+
+
+def _refuse(names: Collection[str], why: str) -> None:
+    for name in sorted(names):
+        raise errors.SgqlmError(f"{_flag(name)} is {why}", where=_flag(name), fix="leave it out")
+
+
+def _check_prompts(paths: Sequence[pathlib.Path], tasks: Sequence[str]) -> None:
+    known = {task: judging.PROMPTS[task] for task in tasks if task in judging.PROMPTS}
+    for path in paths:
+        if not path.is_file():
+            raise errors.SgqlmError("there is no such file", where=f"--judge-prompt={path}")
+        if not any(path.suffix in endings for endings in known.values()):
+            raise errors.SgqlmError(
+                "the prompt is of none of the benchmarks",
+                where=f"--judge-prompt={path}",
+                why="; ".join(f"that of {task} is a {' or '.join(e)}" for task, e in known.items())
+                or f"{', '.join(tasks)} take none",
+                fix="give LLaVA's rule.json, or MM-Vet's program or a text",
+            )
+    for task, endings in known.items():
+        if len([path for path in paths if path.suffix in endings]) > 1:
+            raise errors.SgqlmError(f"{task} has one prompt", where="--judge-prompt")

@@ -1,7 +1,6 @@
 """`sgqlm train`: train the stages of a configuration."""
 
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -37,12 +36,11 @@ def run(argv: Sequence[str]) -> int:
         return errors.OK
     settings, rest = common.load_config(argv)
     common.refuse_rest(rest)
-    before = signal.signal(signal.SIGTERM, _stop)  # until the run has its own handler
     hook, sys.unraisablehook = sys.unraisablehook, _tell_unraisable
     try:
-        return _train(settings)
+        with common.stoppable("nothing to save yet"):  # until the run has its own handler
+            return _train(settings)
     finally:
-        signal.signal(signal.SIGTERM, before)
         sys.unraisablehook = hook
 
 
@@ -67,13 +65,3 @@ def _tell_unraisable(unraisable):
     # after a write that failed, orbax leaves the others of a checkpoint to a loop that is closed
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
-
-
-def _stop(number, frame):
-    del number, frame
-    raise errors.SgqlmError(
-        "stopped by SIGTERM",
-        why="nothing to save yet",
-        fix="run the same command again",
-        code=errors.PREEMPTED,
-    )

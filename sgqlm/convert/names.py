@@ -186,7 +186,7 @@ def adapter_entries(
     return rows
 
 
-@functools.cache  # tracing the model takes a second
+@functools.cache
 def param_shapes(cfg: config.ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of every parameter of a model by its path."""
     flat: dict[str, Any] = traverse_util.flatten_dict(vlm.param_shapes(cfg), sep="/")

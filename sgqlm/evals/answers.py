@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
+from sgqlm.data import files
 
 
 class AnswerFile:
@@ -117,10 +118,7 @@ def iterate(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
 def write(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write a whole file of json lines in place of what is there."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    files.write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def _damaged(path: pathlib.Path, number: int, why: str) -> errors.SgqlmError:

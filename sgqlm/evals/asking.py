@@ -13,8 +13,9 @@ R = TypeVar("R")
 def each(ask: Callable[[T], R], todo: Iterable[T], parallel: int = 1) -> Iterator[tuple[T, R]]:
     """Yield every item with its answer, in the order of the items.
 
-    After an error nothing new is asked; what was under way is waited for and yielded before the
-    error is raised, since somebody may have paid for it.
+    After an error or a signal to stop nothing new is asked; what was under way is waited for and
+    yielded before the error is raised, since somebody may have paid for it. A second signal ends
+    the waiting.
 
     Args:
         ask: item -> answer; called by several threads where `parallel` is above 1.
@@ -31,12 +32,19 @@ def each(ask: Callable[[T], R], todo: Iterable[T], parallel: int = 1) -> Iterato
             (item, pool.submit(ask, item)) for item in itertools.islice(rest, parallel)
         )
         while coming:
-            item, future = coming.popleft()
+            item, future = coming[0]
             try:
                 answer = future.result()
-            except Exception as error:
-                failed = failed or error
+            except BaseException as error:
+                if isinstance(failed, KeyboardInterrupt) and isinstance(error, KeyboardInterrupt):
+                    raise
+                if isinstance(error, KeyboardInterrupt):  # of this thread: the answer may yet come
+                    failed = error
+                else:
+                    failed = failed or error
+                    coming.popleft()
                 continue
+            coming.popleft()
             yield item, answer
             if failed is None:
                 coming.extend((new, pool.submit(ask, new)) for new in itertools.islice(rest, 1))

@@ -171,11 +171,6 @@ def prepare(place: tasks_lib.Place, *, limit: int = 0) -> Job:
     return job
 
 
-def with_entities(job: Job, folder: pathlib.Path) -> Job:
-    """Return the job with the entities of its images; see `Entities`."""
-    return dataclasses.replace(job, entities=Entities(folder, job))
-
-
 def unpack(job: Job, folder: pathlib.Path) -> int:
     """Write the pictures that a question file holds to a folder; return their number."""
     found = {q.image: q.data for q in job.questions if q.data}
@@ -233,18 +228,32 @@ def check_room(model: model_lib.VisionLanguageModel, job: Job, settings: Setting
         )
 
 
-def plan(job: Job, folder: pathlib.Path, about: Mapping[str, Any]) -> list[int]:
+def plan(
+    job: Job, folder: pathlib.Path, about: Mapping[str, Any], *, retry: bool = False
+) -> list[int]:
     """Return the positions of the chosen questions without an answer, those with long text first.
 
     Args:
         job: what to ask.
         folder: of this benchmark's results, with the answers of all processes so far.
         about: see `header`.
+        retry: answers with an error are taken out of the files, so that they are asked again.
 
     Raises:
-        SgqlmError: the folder has answers to another evaluation.
+        SgqlmError: the folder has answers to another evaluation, or to all questions where only
+            some are chosen.
     """
     done = sharing.known(folder / PROGRESS, about)
+    if len(job.chosen) < len(job.questions) <= len(done):
+        raise errors.SgqlmError(
+            f"all {len(done)} questions of {job.place.task.name} have an answer already",
+            where=str(folder),
+            why="figures of a part would take the place of the whole",
+            fix="leave --limit out, or give another --out",
+        )
+    if retry:
+        forget_errors(folder / PROGRESS, about)
+        done = sharing.known(folder / PROGRESS, about)
     todo = [at for at in job.chosen if str(at) not in done]
     return sorted(todo, key=lambda at: -len(job.questions[at].text))
 
@@ -303,12 +312,21 @@ def greedy(
     return lambda batch, rows: _respond(model, rows, room, batch_size)
 
 
-def forget_errors(path: pathlib.Path) -> None:
-    """Take answers with an error out of the files of `run`, so that they are asked again."""
+def forget_errors(path: pathlib.Path, about: Mapping[str, Any]) -> None:
+    """Take answers with an error out of the files of all processes.
+
+    Args:
+        path: of the main process's file.
+        about: what the answers must be to.
+
+    Raises:
+        SgqlmError: a file has answers to another evaluation; none is changed.
+    """
+    sharing.known(path, about)
     for file in sharing.files(path):
         if answers.cut_unfinished(file):
             head, lines = answers.read(file)
-            kept = [line for line in lines if not line["metadata"].get("error")]
+            kept = [line for line in lines if not line.get("metadata", line).get("error")]
             answers.write(file, [head, *kept])
 
 

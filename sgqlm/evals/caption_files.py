@@ -24,6 +24,7 @@ LISTS = {COCO: "karpathy_test_images.txt", FLICKR: "test.txt"}  # beside a pool,
 _SPLIT = "test"
 _KARPATHY = {COCO: "coco", FLICKR: "flickr30k"}  # what its files name themselves
 _WHOLE_COCO = "captions_"  # captions_val2014.json has 40,504 images, 5,000 are Karpathy's test
+_RESULT = ("image_id", "caption")  # of a record of COCO's results
 _STATS = "_stats.json"
 _SHARD = 10_000  # samples of a folder of img2dataset, if not told otherwise
 CONCEPTUAL_FOLDERS = (".", "images", "val", "validation")  # of the pictures
@@ -279,6 +280,25 @@ def _img2dataset(folder: pathlib.Path) -> Iterator[Captioned]:
 
 def _is_picture(path: pathlib.Path) -> bool:
     return path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
+
+
+def results(path: str | os.PathLike) -> list[tables.Answer]:
+    """Read captions: LLaVA's answers, or COCO's results, also under `imgToEval`.
+
+    Raises:
+        SgqlmError: the file is missing or damaged.
+    """
+    value = tables.load(path)
+    if isinstance(value, Mapping) and isinstance(value.get("imgToEval"), Mapping):
+        value = list(value["imgToEval"].values())
+    first = value[0] if isinstance(value, list) and value else {}
+    if not isinstance(first, Mapping) or not set(_RESULT) <= set(first):
+        return tables.answers(path)
+    tables.need(value, _RESULT, path)
+    return [
+        tables.Answer(str(record["image_id"]), str(record["caption"] or ""), "", None, record)
+        for record in value
+    ]
 
 
 def without_split(task: str, path: str | os.PathLike) -> errors.SgqlmError:

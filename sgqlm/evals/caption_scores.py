@@ -48,7 +48,10 @@ def score(
         SgqlmError: a file is missing or damaged, nothing fits together, or a package is missing.
     """
     true = caption_files.read(task, files)
-    given = read_answers(path, true)
+    given = [
+        (true.key(answer.key, is_image="caption" in answer.record), answer)
+        for answer in caption_files.results(path)
+    ]
     wanted = {str(item.id): item for item in true.items}
     if only is not None:
         keys = {true.key(str(key)) for key in only}
@@ -67,7 +70,10 @@ def score(
     rows, items, more = _figures(texts, wanted)
     done = scored.Scored(task, rows[0][1], METRIC, rows, items, faults, [*notes, *more])
     done.unit = UNIT
-    done.groups = {name: name.partition(" ")[2] or "as SQ-LLaVA" for name, *_ in rows}
+    done.groups = {  # CIDEr-D by itself: it ends at 10, the others at 1
+        name: METRIC if name.startswith(METRIC) else name.partition(" ")[2] or "as SQ-LLaVA"
+        for name, *_ in rows
+    }
     done.details = {key: _told(item, joined.get(key)) for key, item in wanted.items()}
     return done
 
@@ -76,28 +82,6 @@ def _told(item: caption_files.Captioned, answer: tables.Answer | None) -> dict[s
     given = {} if answer is None else {"given": answer.text, "question": answer.prompt}
     found = {"wanted": " / ".join(item.captions), "image": item.image, **given}
     return found | ({"kinds": [item.domain]} if item.domain else {})
-
-
-def read_answers(
-    path: pathlib.Path, true: caption_files.Captions
-) -> list[tuple[str, tables.Answer]]:
-    """Return (id of the image, answer) of a file in LLaVA's layout or COCO's.
-
-    Raises:
-        SgqlmError: the file is missing or damaged.
-    """
-    value = tables.load(path)
-    first = value[0] if isinstance(value, list) and value else {}
-    if not isinstance(first, Mapping) or not {"image_id", "caption"} <= set(first):
-        return [(true.key(answer.key), answer) for answer in tables.answers(path)]
-    tables.need(value, ("image_id", "caption"), path)
-    return [
-        (
-            true.key(str(record["image_id"]), is_image=True),
-            tables.Answer(str(record["image_id"]), str(record["caption"]), "", None, record),
-        )
-        for record in value
-    ]
 
 
 def _figures(texts: Mapping[str, str], wanted: Mapping[str, caption_files.Captioned]):

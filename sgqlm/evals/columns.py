@@ -9,11 +9,6 @@ from sgqlm.evals import itemised, statistics
 Items = Mapping[str, itemised.Item]
 
 
-def only(means: np.ndarray) -> np.ndarray:
-    """Return the only column."""
-    return means[:, 0]
-
-
 def ratio(means: np.ndarray) -> np.ndarray:
     """Return the first column over the second."""
     return means[:, 0] / means[:, 1]

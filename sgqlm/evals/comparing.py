@@ -32,11 +32,10 @@ def interval(
     """
     if report.score is None or not report.items:
         return None, "the report has no score of single questions"
-    if (setup := _columns(report, items)) is None:
-        return None, f"single scores do not make up {report.metric} without the files scored"
+    setup = _columns(report, items)
+    if setup is None or not _gives(setup, report.score):
+        return None, f"single scores alone do not give {report.metric}"
     table, combine, groups = setup
-    if not _gives(setup, report.score):
-        return None, "single scores do not give the score of the report"
     found = statistics.bootstrap(table, combine=combine, groups=groups)
     doubt = found.doubt(_units(report, groups is not None))
     return (None, doubt) if doubt else (found, "")
@@ -100,8 +99,7 @@ def _columns(report: measured.Report, items: measured.Items):
         part = [key in items and report.metric in items[key].kinds for key in keys]
         table = np.stack([scores * part, np.array(part, float)], axis=1)
         return table, columns.ratio, groups
-    same = abs(float(scores.mean()) - (report.score or 0.0)) <= _SAME
-    return (scores[:, None], columns.only, groups) if same else None
+    return scores[:, None], statistics.only, groups
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Figures of a benchmark in groups that are charted together."""
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sgqlm.evals import measured
 from sgqlm.evals.metrics import mmbench
 
 DIMENSIONS, CATEGORIES, PARTS = "dimensions", "categories", "parts"
+_ROUND = (100, 200, 500, 1000)
 _ANSWER_TYPES = ("yes/no", "number", "other", "unanswerable", "unsuitable")
 
 
@@ -32,9 +33,19 @@ def grouped(
     return list(out.items())
 
 
-def highest(task: str, title: str) -> int:
-    """Return the value of a full bar: per cent, or the most points of MME (perception: 2000)."""
-    return {"sum": 800, CATEGORIES: 200}.get(title, 2000) if task == "mme" else 100
+def highest(task: str, title: str, values: Iterable[float | int | None] = ()) -> float | int:
+    """Return the value of a full bar: per cent, or the most points of MME (perception: 2000).
+
+    Args:
+        task: the benchmark.
+        title: of the group of figures, or its headline.
+        values: of the bars. Above 100, as CIDEr-D and ratios to a reference go, the next of
+            `_ROUND` is a full bar.
+    """
+    if task == "mme":
+        return {"sum": 800, CATEGORIES: 200}.get(title, 2000)
+    most = max((value for value in values if value is not None), default=0.0)
+    return next((full for full in _ROUND if most <= full), most)
 
 
 def _first_word(name: str) -> str:

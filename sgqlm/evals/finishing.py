@@ -35,13 +35,18 @@ class Result:
     submission: pathlib.Path | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
     annotations: Sequence[pathlib.Path] = ()
-    code: int = errors.OK  # that of the judge's failure
+    code: int = errors.OK  # why there is no submission, or no figure of the judge
 
     @property
     def failed(self) -> list[str]:
         """Return why questions have no answer, one line each."""
         told = [(line["question_id"], line["metadata"].get("error")) for line in self.answers]
         return [f"{number}: {why}" for number, why in told if why]
+
+    def lack(self, what: str, error: errors.SgqlmError, *, is_failure: bool = True) -> None:
+        """Note what there is not, and why."""
+        self.notes.append(f"{what}: " + " ".join(str(error).split()))
+        self.code = max(self.code, error.code) if is_failure else self.code
 
     def lines(self) -> list[str]:
         """Return the result as lines of a terminal."""
@@ -67,28 +72,51 @@ def finish(
         judge: who grades the answers that need it.
 
     Returns:
-        What there is; notes say what there is not, and why.
+        What there is; notes say what there is not, and why. The code is that of the error where
+        there is no submission, or where the judge was to grade and did not.
     """
     task = job.place.task
+    is_judged = judge is not None and not judge.is_open
     done = Result(task.name, found, annotations=job.place.annotations)
     is_whole = len(job.chosen) == len(job.questions)
     if task.submission and is_whole:
-        done.submission = _submit(job, folder, done.notes)
+        try:
+            done.submission = _submit(job, folder, done.notes)
+        except errors.SgqlmError as error:
+            done.lack("no submission is written", error)
     elif task.submission:
         done.notes.append("no submission is written for a part of the questions (--limit)")
-    if task.name in judging.TASKS and (judge is None or judge.is_open):
+    if task.name in judging.TASKS and not is_judged:
         done.notes.append(_next(job, folder))
-    elif not job.place.annotations:
+    elif not job.place.annotations and task.name not in judging.TASKS:
         why = " and ".join(task.annotations) or "the answers"
         done.notes.append(f"not scored: the annotations ({why}) are not there")
     else:
         try:
             done.score = _score(job, folder / benchmark.ANSWERS, judge, is_whole=is_whole)
         except errors.SgqlmError as error:
-            is_judged = judge and task.name not in caption_files.TASKS
-            done.code = error.code if is_judged and error.code == errors.RESOURCES else errors.OK
-            done.notes.append("not scored: " + " ".join(str(error).split()))
+            asked = is_judged and task.name in (*judging.TASKS, *judging.MATCHED)
+            done.lack("not scored", error, is_failure=asked)
     return done
+
+
+def check_judge(jobs: Sequence[benchmark.Job], judge: judging.Settings) -> None:
+    """Refuse benchmarks whose answers the judge could not grade, before any is answered.
+
+    Raises:
+        SgqlmError: an official file is missing or damaged.
+    """
+    for job in jobs:
+        name = job.place.task.name
+        if name in judging.TASKS and not judge.is_open:
+            files, asked = _judged_files(job), _asked(job)
+            judging.check(name, files, judge, where=str(job.place.folder), only=asked)
+
+
+def _asked(job: benchmark.Job) -> list[str] | None:
+    """Return the ids of the questions, None where all of them are asked."""
+    is_whole = len(job.chosen) == len(job.questions)
+    return None if is_whole else [str(job.questions[at].id) for at in job.chosen]
 
 
 def write_report(done: Result, about: Mapping[str, Any], path: pathlib.Path) -> pathlib.Path:
@@ -156,8 +184,9 @@ def _score(
 ) -> scored.Scored:
     files = job.place.annotations
     if job.place.task.name in judging.TASKS:
-        asked = None if is_whole else [str(job.questions[at].id) for at in job.chosen]
-        return judging.score(job.place.task.name, [path], _judged_files(job), judge, only=asked)
+        return judging.score(
+            job.place.task.name, [path], _judged_files(job), judge, only=_asked(job)
+        )
     if job.place.task.name in caption_files.TASKS:
         asked = {job.questions[at].label for at in job.chosen}
         return scoring.score(job.place.task.name, [path], files, only=asked)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sgqlm import errors
 from sgqlm import model as model_lib
-from sgqlm.evals import benchmark, itemised, measured, pictures
+from sgqlm.evals import benchmark, itemised, measured, pictures, self_asked_rounds
 from sgqlm.train import checkpoint
 from sgqlm.viz import scene_graph
 
@@ -66,7 +66,7 @@ class Viewer:
                 raise errors.SgqlmError(
                     "there is no such model", where=f"--checkpoint={run}", fix=fix
                 )
-        self._runs = {run: _resolved(run) for run in runs}
+        self._runs = {run: checkpoint.resolved(run) for run in runs}
         self._base = base
         self._loaded: tuple[str, model_lib.VisionLanguageModel] | None = None
 
@@ -74,6 +74,8 @@ class Viewer:
         """Return why the graphs behind a report cannot be shown, empty where they can."""
         if report.settings.get("entities") == "none":
             return "no graphs: it was answered without entities"
+        if report.settings.get(self_asked_rounds.KEY):
+            return "no graphs: the model read self-asked rounds too, which the report does not have"
         if self._run(report):
             return ""
         of = report.settings.get("checkpoint")
@@ -145,11 +147,6 @@ class Viewer:
 
 def _counted(reasons: Sequence[str], total: int) -> list[str]:
     return [f"graphs: {reasons.count(why)} of {total}: {why}" for why in dict.fromkeys(reasons)]
-
-
-def _resolved(run: str) -> pathlib.Path:
-    found = checkpoint.find(run)
-    return (found[-1] if found else pathlib.Path(run)).resolve()
 
 
 def _is_same(a: pathlib.Path, b: pathlib.Path) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
-from sgqlm.evals import joining, scored, tables
+from sgqlm.evals import caption_files, joining, scored, tables
 from sgqlm.evals.metrics import hallucination, records
 
 TASK = "hallucination"
@@ -92,7 +92,7 @@ def score(answers: Sequence[pathlib.Path], annotations: Sequence[pathlib.Path]) 
             fix="give {id: [objects]} or COCO's instances_val2014.json",
         )
     path, known = answers[0], read(annotations)
-    given = [(known.key(answer.key), answer) for answer in _answers(path)]
+    given = [(known.key(answer.key), answer) for answer in caption_files.results(path)]
     joined, found = joining.join(given, known.there, where=str(path))
     faults, notes = _Faults(**vars(found)), list(known.notes)
     if known.is_coco:
@@ -131,20 +131,6 @@ def _scored(joined, said, there, faults: joining.Faults, notes: list[str]) -> sc
 
 def _told(wrong: Sequence[str] | None) -> str:
     return f" [not there: {', '.join(wrong)}]" if wrong else ""
-
-
-def _answers(path: pathlib.Path) -> list[tables.Answer]:
-    value = tables.load(path)
-    if isinstance(value, Mapping) and isinstance(value.get("imgToEval"), Mapping):
-        value = list(value["imgToEval"].values())
-    first = value[0] if isinstance(value, list) and value else {}
-    if not isinstance(first, Mapping) or "caption" not in first or "image_id" not in first:
-        return tables.answers(path)
-    tables.need(value, ("image_id", "caption"), path)
-    return [
-        tables.Answer(str(record["image_id"]), str(record["caption"] or ""), "", None, record)
-        for record in value
-    ]
 
 
 def read(files: Sequence[pathlib.Path]) -> Objects:
@@ -224,12 +210,16 @@ def _coco(value: Mapping, path: pathlib.Path) -> tuple[dict[str, set[str]], list
     if not isinstance(kinds, list):
         raise tables.damaged(path, "it has no list `categories`")
     tables.need(kinds, ("id", "name"), path)
-    names = {kind["id"]: str(kind["name"]).lower() for kind in kinds}
-    out: dict[str, set[str]] = {str(image["id"]): set() for image in value.get("images", ())}
+    images = value.get("images", [])
+    if not isinstance(images, list):
+        raise tables.damaged(path, "`images` is no list")
+    tables.need(images, ("id",), path)
+    names = {str(kind["id"]): str(kind["name"]).lower() for kind in kinds}
+    out: dict[str, set[str]] = {str(image["id"]): set() for image in images}
     for row in rows:
-        if row["category_id"] not in names:
-            raise tables.damaged(path, f"there is no category {row['category_id']}")
-        out.setdefault(str(row["image_id"]), set()).add(names[row["category_id"]])
+        if (kind := str(row["category_id"])) not in names:
+            raise tables.damaged(path, f"there is no category {kind}")
+        out.setdefault(str(row["image_id"]), set()).add(names[kind])
     return out, []
 
 

@@ -41,20 +41,16 @@ class Judge(Protocol):
         ...
 
 
-class NeedsJudge(errors.SgqlmError):
-    """Raised where only a judge could grade an answer and there is none."""
-
-
 class NoJudge:
-    """Grades nothing: what needs a judge stays open and is counted as `needs_judge`."""
+    """Is not asked: what needs a judge stays open and is counted as `needs_judge`."""
 
     name = "none"
 
     def complete(
         self, messages: chat.Messages, *, max_tokens: int | None, temperature: float
     ) -> str:
-        """Raise NeedsJudge."""
-        raise NeedsJudge("this answer needs a judge", fix=f"give a judge: {KINDS}")
+        """Refuse."""
+        raise errors.SgqlmError("this answer needs a judge", fix=f"give a judge: {KINDS}")
 
 
 class Service:

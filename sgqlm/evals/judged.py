@@ -1,41 +1,77 @@
 """Benchmarks that a judge grades: ask what is not answered yet, keep every reply at once."""
 
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
-from sgqlm.data import chat
-from sgqlm.evals import answers, asking, judge
+from sgqlm.data import chat, files
+from sgqlm.evals import answers, asking, judge, tables
 from sgqlm.evals.metrics import llava_bench, mmvet
 
-
-@dataclasses.dataclass(frozen=True)
-class Graded:
-    """One grade of MM-Vet, for progress.
-
-    Attributes:
-        key: id of the question.
-        run: number of the run, from 0.
-        reply: what the judge said last.
-        score: the grade.
-        is_read: false where no reply could be read and the grade is 0 for that.
-    """
-
-    key: str
-    run: int
-    reply: str
-    score: float
-    is_read: bool
+# what a line of graded answers names, if it is ours; answers of LLaVA have an id
+_SETTINGS, _ANSWER = ("judge", "rule_hash"), "answer2_id"
 
 
 def prompt_hash(text: str) -> str:
     """Return the first 16 digits of the sha256 of a prompt, for reports."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def resume(
+    wanted: Mapping[str, Mapping[str, Any]],
+    path: pathlib.Path,
+    ask: Callable[[str], Mapping[str, Any]],
+    *,
+    fields: Sequence[str],
+    parallel: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Yield a line for everything that is graded, and append the new ones to a json lines file.
+
+    What the file has is not asked again, and comes first. Where the judge and its rule are the same
+    and only the answer is another one, the judge is asked again, and the old line moves to the file
+    `replaced`. In the end the file has the order of `wanted`.
+
+    Args:
+        wanted: id -> what its line tells beside the grade: `judge`, `prompt_hash`, `rule_hash`.
+        path: the file; made if it is not there.
+        ask: id -> what the reply of the judge adds to its line.
+        fields: what every line of the file has, first the name of the id.
+        parallel: how many are asked at once.
+
+    Raises:
+        SgqlmError: the file has grades of another judge or rule, or the judge fails.
+    """
+    known = _lines(path, fields)
+    same = {k: _is_same(known[k], line, path, k) for k, line in wanted.items() if k in known}
+    if not all(same.values()):
+        for key in (key for key, is_same in same.items() if not is_same):
+            chat.append(replaced(path), known.pop(key))
+        answers.write(path, list(known.values()))
+    yield from (known[key] for key in wanted if key in known)
+    lock = threading.Lock()
+
+    def asked(key: str) -> dict[str, Any]:
+        line = {**wanted[key], **ask(key)}
+        with lock:  # kept by the thread that got it: no signal to the program loses it
+            chat.append(path, line)
+        return line
+
+    for _, line in asking.each(asked, [key for key in wanted if key not in known], parallel):
+        yield line
+    known = _lines(path, fields)
+    order = [key for key in wanted if key in known] + [key for key in known if key not in wanted]
+    if order != list(known):
+        answers.write(path, [known[key] for key in order])
+
+
+def replaced(path: pathlib.Path) -> pathlib.Path:
+    """Return where grades of answers are kept that are other ones by now."""
+    return path.with_name(f"{path.stem}-replaced.jsonl")
 
 
 def review(
@@ -47,27 +83,24 @@ def review(
     parallel: int = 1,
     max_tokens: int | None = llava_bench.MAX_TOKENS,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the review of every case, and append the new ones to a review file of LLaVA's form.
+    """Yield the review of every case, and keep it in a review file of LLaVA's form; see `resume`.
 
-    A line has what LLaVA's own has, the judge, and the hash of what it was asked. Cases that the
-    file has already are not asked again; they come first. In the end the file has the order of the
-    cases.
+    A line has what LLaVA's own has, the judge, and the hash of what it was asked.
 
     Args:
         cases: of `llava_bench.pair`.
-        by: the judge; without one, lines have `needs_judge` and none is written.
+        by: the judge.
         path: jsonl file; made if it is not there.
         rule_hash: of the rules in the cases, for reports.
         parallel: cases that are asked at once.
         max_tokens: of a reply.
 
     Raises:
-        SgqlmError: the file has reviews of another judge or of other answers, or the judge fails.
+        SgqlmError: the file has reviews of another judge or rule, or the judge fails.
     """
-    path = pathlib.Path(path)
-    known, order = _reviews(path), {}
-    for number, case in enumerate(cases, 1):
-        order[case.question_id] = {
+    by_key, wanted = {str(case.question_id): case for case in cases}, {}
+    for number, (key, case) in enumerate(by_key.items(), 1):
+        wanted[key] = {
             "id": number,
             "question_id": case.question_id,
             "answer1_id": case.answer1_id,
@@ -76,26 +109,13 @@ def review(
             "judge": by.name,
             "prompt_hash": prompt_hash(case.content),
         } | ({"rule_hash": rule_hash} if rule_hash else {})
-    found = {key: _same(known[key], line, path) for key, line in order.items() if key in known}
-    yield from found.values()
 
-    def ask(case: llava_bench.Case) -> str | None:
-        messages, temperature = llava_bench.messages(case.content), llava_bench.TEMPERATURE
-        try:
-            return by.complete(messages, max_tokens=max_tokens, temperature=temperature)
-        except judge.NeedsJudge:
-            return None
+    def ask(key: str) -> dict[str, Any]:
+        messages, temperature = llava_bench.messages(by_key[key].content), llava_bench.TEMPERATURE
+        content = by.complete(messages, max_tokens=max_tokens, temperature=temperature)
+        return {"content": content, "tuple": llava_bench.parse_score(content)}
 
-    todo = [case for case in cases if case.question_id not in known]
-    for case, content in asking.each(ask, todo, parallel):
-        line = order[case.question_id]
-        if content is None:
-            yield line | {"needs_judge": True}
-            continue
-        line |= {"content": content, "tuple": llava_bench.parse_score(content)}
-        chat.append(path, line)
-        yield line
-    _sort(path, list(order))
+    yield from resume(wanted, pathlib.Path(path), ask, fields=("question_id",), parallel=parallel)
 
 
 def grade(
@@ -108,16 +128,17 @@ def grade(
     head: str = mmvet.HEAD,
     parallel: int = 1,
     max_tokens: int | None = mmvet.MAX_TOKENS,
-) -> Iterator[Graded]:
+) -> Iterator[tuple[str, int]]:
     """Grade the answers to MM-Vet and keep the grades in a file of the official form.
 
-    Grades that the file has already are not asked for again. Beside the official fields, an entry
-    has the hashes of the prompt and of its table.
+    Grades that the file has are not asked for again, unless the answer is another one by now: then
+    they move to the file `replaced`. Beside the official fields, an entry has the hashes of the
+    prompt and of its table.
 
     Args:
         metadata: `mm-vet.json`, id -> {question, answer, capability}.
         predictions: id -> answer, `{"v1_0": ...}`.
-        by: the judge; without one, nothing is graded.
+        by: the judge.
         path: json file, id -> {model, content, score}; made if it is not there.
         num_runs: grades for every answer, 5 in the paper.
         head: the prompt, see `mmvet.official_head`.
@@ -125,37 +146,54 @@ def grade(
         max_tokens: of a reply.
 
     Yields:
-        The new grades.
+        Id and number of the run, from 0, of every grade; those of the file first.
 
     Raises:
-        SgqlmError: answers are missing or unknown, the file is of another judge or of other
-            answers, or the judge fails.
+        SgqlmError: answers are missing or unknown, the file is of another judge or prompt, or the
+            judge fails.
     """
     path = pathlib.Path(path)
     _fit(metadata, predictions)
-    grades = read_json(path) if path.is_file() else {}
-    _same_judge(grades, by, path)
     hashes = {key: _hashes(item, predictions[key], head) for key, item in metadata.items()}
-    for key, wanted in hashes.items():
-        _same_prompt(key, grades.get(key, {}), wanted, path)
+    grades = _without_replaced(path, hashes, by)
 
-    def ask(key: str) -> tuple[str, float, bool] | None:
+    lock = threading.Lock()
+
+    def ask(key: str) -> None:
         texts = metadata[key]["question"], metadata[key]["answer"], predictions[key]
-        try:
-            return mmvet.grade(*texts, ask=_said_by(by, max_tokens), head=head)
-        except judge.NeedsJudge:
-            return None
-
-    for run in range(num_runs):
-        todo = [key for key in metadata if len(grades.get(key, {}).get("score", ())) <= run]
-        for key, found in asking.each(ask, todo, parallel):
-            if found is None:
-                return
-            entry = grades.setdefault(key, {"model": [], "content": [], "score": []} | hashes[key])
-            for name, value in (("model", by.name), ("content", found[0]), ("score", found[1])):
-                entry[name].append(value)
+        content, score, _ = mmvet.grade(*texts, ask=_said_by(by, max_tokens), head=head)
+        with lock:  # see `resume`
+            empty = {"model": [], "content": [], "score": []}
+            entry = grades.setdefault(key, {**empty, **hashes[key]})
+            for name, value in (("model", by.name), ("content", content), ("score", score)):
+                entry.setdefault(name, []).append(value)
             _write(grades, path)
-            yield Graded(key, run, *found)
+
+    known = {key: len(grades[key]["score"]) if key in grades else 0 for key in metadata}
+    yield from ((key, run) for run in range(num_runs) for key in metadata if run < known[key])
+    for run in range(num_runs):
+        todo = [key for key in metadata if known[key] <= run]
+        for key, _ in asking.each(ask, todo, parallel):
+            yield key, run
+    ordered = {key: grades[key] for key in metadata if key in grades} | grades
+    if list(ordered) != list(grades):
+        _write(ordered, path)
+
+
+def read_grades(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Return a grade file of MM-Vet, id -> {model, content, score}.
+
+    Raises:
+        SgqlmError: there is no such file, or it is another one.
+    """
+    grades = read_json(path)
+    for key, entry in grades.items():
+        parts = [entry.get(n, []) for n in ("model", "content")] if isinstance(entry, dict) else []
+        if not parts or not all(isinstance(part, list) for part in [*parts, entry.get("score")]):
+            why = f"{key} has no lists `model`, `content` and `score`"
+            raise tables.damaged(path, why)
+    mmvet.summarise(grades)  # refuses scores that are none
+    return grades
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -180,29 +218,47 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     )
 
 
-def _reviews(path: pathlib.Path) -> dict[Any, dict[str, Any]]:
+def _lines(path: pathlib.Path, fields: Sequence[str]) -> dict[str, dict[str, Any]]:
     lines = list(answers.iterate(path)) if path.is_file() else []
-    found = {line.get("question_id"): line for line in lines}
+    tables.need(lines, fields, path)
+    found = {str(line[fields[0]]): line for line in lines}
     if len(found) < len(lines):
-        raise mixed(path, f"{len(lines) - len(found)} questions are reviewed twice")
+        raise mixed(path, f"{len(lines) - len(found)} answers are graded twice")
     return found
 
 
-def _sort(path: pathlib.Path, ids: Sequence) -> None:
-    """Bring a review file into the order of the questions; others stay behind them."""
-    known = _reviews(path)
-    order = [key for key in ids if key in known] + [key for key in known if key not in set(ids)]
-    if order != list(known):
-        answers.write(path, [known[key] for key in order])
+def _is_same(found: Mapping, wanted: Mapping, path: pathlib.Path, key: str) -> bool:
+    """Return whether a grade is of this answer; False where nothing else differs.
+
+    Files of the official programs name no judge and no prompt; LLaVA's name the answer.
+    """
+    names = [*_SETTINGS, "prompt_hash" if "prompt_hash" in found else _ANSWER]
+    given = [name for name in names if name in found and name in wanted]
+    other = [name for name in given if found[name] != wanted[name]]
+    if other and (set(other) & set(_SETTINGS) or not set(_SETTINGS) <= set(given)):
+        raise mixed(path, f"{key} differs in {', '.join(other)}")
+    return not other
 
 
-def _same(found: dict[str, Any], wanted: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
-    # files of LLaVA itself name no judge and no prompt, but the answers
-    names = ["answer2_id"] + ["prompt_hash"] * ("prompt_hash" in found)
-    names += ["judge"] * ("judge" in found and wanted["judge"] != judge.NoJudge.name)
-    if other := [name for name in names if found.get(name) != wanted[name]]:
-        raise mixed(path, f"question {wanted['question_id']} differs in {', '.join(other)}")
-    return found
+def _without_replaced(
+    path: pathlib.Path, wanted: Mapping[str, Mapping], by: judge.Judge
+) -> dict[str, dict[str, Any]]:
+    """Return the grades of a file, once those of other answers are out of it."""
+    grades = read_grades(path) if path.is_file() else {}
+    names = {name for entry in grades.values() for name in entry.get("model", [])}
+    if names - {by.name}:
+        raise mixed(path, f"its judge is {', '.join(sorted(names))}, the judge now {by.name}")
+    own = {"judge": by.name}
+    same = {
+        key: _is_same({**own, **grades[key]}, {**own, **line}, path, key)
+        for key, line in wanted.items()
+        if key in grades
+    }
+    if not all(same.values()):
+        for key in (key for key, is_same in same.items() if not is_same):
+            chat.append(replaced(path), {"question_id": key, **grades.pop(key)})
+        _write(grades, path)
+    return grades
 
 
 def _said_by(by: judge.Judge, max_tokens: int | None) -> Callable[[str, float], str]:
@@ -218,26 +274,13 @@ def _hashes(item: Mapping[str, Any], prediction: str, head: str) -> dict[str, st
     return {"prompt_hash": prompt_hash(text), "rule_hash": prompt_hash(head)}
 
 
-def _same_prompt(key: str, entry: Mapping, wanted: Mapping, path: pathlib.Path) -> None:
-    # grade files of MM-Vet itself have no hashes
-    if entry.get("prompt_hash", wanted["prompt_hash"]) != wanted["prompt_hash"]:
-        what = "prompt" if entry.get("rule_hash") != wanted["rule_hash"] else "answer"
-        raise mixed(path, f"{key} was graded with another {what}")
-
-
-def _same_judge(grades: Mapping[str, Mapping], by: judge.Judge, path: pathlib.Path) -> None:
-    names = {name for entry in grades.values() for name in entry.get("model", [])}
-    if names - {by.name} and by.name != judge.NoJudge.name:
-        raise mixed(path, f"its judge is {', '.join(sorted(names))}, the judge now {by.name}")
-
-
 def mixed(path: pathlib.Path, why: str) -> errors.SgqlmError:
     """Return the error for a file that cannot be continued."""
     return errors.SgqlmError(
         "the file has grades of something else",
         where=str(path),
         why=why,
-        fix="give another file, or the same judge, prompt and answers to go on",
+        fix="give another file, or the same judge and prompt to go on",
         code=errors.DATA,
     )
 
@@ -270,7 +313,4 @@ def _fit(metadata: Mapping, predictions: Mapping) -> None:
 
 
 def _write(value: Mapping, path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(value, indent=4), encoding="utf-8")
-    os.replace(aside, path)
+    files.write(path, json.dumps(value, indent=4))

@@ -32,6 +32,10 @@ _NAMES = {
     ),
     "mmvet": ("mm-vet.json",),
 }
+# endings of the files with their published prompts
+PROMPTS = {"mmvet": (".py", ".ipynb", ".txt"), "llava_wild": (".json",), "llava_coco": (".json",)}
+_LLAVA = ("questions", "contexts", "references")
+_WANTED = {"mmvet": ("questions",), "llava_wild": _LLAVA, "llava_coco": _LLAVA}
 HOW = "--judge=openai --judge-model=NAME (or --judge=http://HOST:PORT/v1)"
 
 
@@ -61,9 +65,8 @@ class Settings:
         return isinstance(self.by, judge.NoJudge)
 
     def prompt(self, task: str) -> pathlib.Path | None:
-        """Return the file with the prompt of a benchmark: LLaVA's are json, MM-Vet's are not."""
-        fit = [path for path in self.prompts if (path.suffix == ".json") == (task != "mmvet")]
-        return fit[-1] if fit else None
+        """Return the file with the prompt of a benchmark, told by its ending; None for ours."""
+        return next((path for path in self.prompts if path.suffix in PROMPTS[task]), None)
 
     def room(self, usual: int) -> int | None:
         """Return how long a reply may be, in tokens; None leaves it to the service."""
@@ -97,10 +100,7 @@ def score(
     settings = settings or Settings()
     if task in MATCHED:
         return _mmbench(task, answers, annotations, settings)
-    files = _annotations(task, annotations, settings)
-    if only is not None and "questions" in files:
-        wanted = {reviewed.key_of(task, key) for key in only}
-        files["questions"] = {k: q for k, q in files["questions"].items() if k in wanted}
+    files = _files(task, annotations, settings, only)
     if len(kinds := {_is_graded(path) for path in answers}) > 1:
         raise errors.SgqlmError(
             "answers and graded files are scored one after another",
@@ -117,6 +117,7 @@ def score(
     joined, faults = _joined(task, answers[0], files.get("questions"))
     if settings.is_open:
         return _open(task, joined, faults)
+    _check(task, files, settings, "--annotations")
     if faults.is_mismatch and not allow_mismatch:
         raise errors.SgqlmError(
             "the judge was not asked: the answers are not to the questions",
@@ -128,6 +129,74 @@ def score(
         )
     ask = _mmvet if task == "mmvet" else _llava
     return ask(task, answers[0], files, joined, faults, settings)
+
+
+def check(
+    task: str,
+    annotations: Sequence[pathlib.Path],
+    settings: Settings,
+    *,
+    where: str,
+    only: Sequence[str] | None = None,
+) -> None:
+    """Refuse official files that a judge could not grade with; nothing is asked.
+
+    Args:
+        task: of `TASKS`.
+        annotations: the official files or their folder.
+        settings: the judge.
+        where: the files are to be, for the message.
+        only: ids of the questions that are asked; None for all.
+
+    Raises:
+        SgqlmError: a file is missing or damaged, or they do not fit together, or the prompt does.
+    """
+    _check(task, _files(task, annotations, settings, only), settings, where)
+
+
+def _check(task: str, files: Mapping[str, Any], settings: Settings, where: str) -> None:
+    if absent := [name for name in _WANTED[task] if name not in files]:
+        raise errors.SgqlmError(
+            f"the judge of {task} needs the official files",
+            where=where,
+            why=f"no {' and no '.join(absent)}",
+            fix=f"give their folder, or {_told(task)}",
+        )
+    if task == "mmvet":
+        _head(settings)
+    else:
+        lines = files["questions"].values()
+        _cases(files, [{"question_id": line["question_id"], "text": ""} for line in lines])
+
+
+def _files(
+    task: str,
+    annotations: Sequence[pathlib.Path],
+    settings: Settings,
+    only: Sequence[str] | None,
+) -> dict[str, dict[str, Any]]:
+    """Return the official files by what they are; of the questions, those that are asked."""
+    files = _annotations(task, annotations, settings)
+    if only is not None and "questions" in files:
+        wanted = {reviewed.key_of(task, key) for key in only}
+        files["questions"] = {k: q for k, q in files["questions"].items() if k in wanted}
+    return files
+
+
+def _cases(files: Mapping[str, Any], said: Sequence[Mapping]) -> list[llava_bench.Case]:
+    references = files["references"].items()
+    return llava_bench.pair(
+        files["questions"].values(),
+        files["contexts"].values(),
+        [line for key, line in references if key in files["questions"]],
+        said,
+        rules=files.get("rules"),
+    )
+
+
+def _head(settings: Settings) -> str:
+    own = settings.prompt("mmvet")
+    return mmvet.official_head(own) if own else mmvet.HEAD
 
 
 def default_path(answers: pathlib.Path, task: str, by: judge.Judge) -> pathlib.Path:
@@ -215,18 +284,7 @@ def _open(task: str, joined: Mapping, faults: joining.Faults) -> scored.Scored:
     )
 
 
-def _need(task: str, files: Mapping[str, Any], names: Sequence[str]) -> None:
-    if absent := [name for name in names if name not in files]:
-        raise errors.SgqlmError(
-            f"the judge of {task} needs the official files",
-            where="--annotations",
-            why=f"no {' and no '.join(absent)}",
-            fix=f"give their folder, or {_told(task)}",
-        )
-
-
 def _llava(task, path, files, joined, faults, settings: Settings) -> scored.Scored:
-    _need(task, files, ("questions", "contexts", "references"))
     questions, references = files["questions"], files["references"]
     said = []
     for key, line in questions.items():
@@ -235,16 +293,9 @@ def _llava(task, path, files, joined, faults, settings: Settings) -> scored.Scor
         text = answer.text if answer else ""
         said.append({"question_id": line["question_id"], "text": text, "answer_id": own})
     rules = files.get("rules")
-    cases = llava_bench.pair(
-        questions.values(),
-        files["contexts"].values(),
-        [line for key, line in references.items() if key in questions],
-        said,
-        rules=rules,
-    )
-    used = [case.category for case in cases]
-    ruling = [rules[name] for name in sorted(set(used))] if rules else llava_bench.RULE
-    rule_hash = judged.prompt_hash(json.dumps([llava_bench.SYSTEM, ruling]))
+    cases = _cases(files, said)
+    # all rules, also where a part of the questions needs few: the judge of a part is that of all
+    rule_hash = judged.prompt_hash(json.dumps([llava_bench.SYSTEM, rules or llava_bench.RULE]))
     first = settings.reviews or default_path(path, task, settings.by)
     paths = [
         first if not run else first.with_name(f"{first.stem}-{run + 1}{first.suffix}")
@@ -265,22 +316,22 @@ def _llava(task, path, files, joined, faults, settings: Settings) -> scored.Scor
     texts = {str(line["question_id"]): line["text"] for line in said}
     done = reviewed.score(task, paths, questions, references, given=texts)
     done.faults = faults
+    _tell_replaced(done, paths)
     return _about(done, settings, llava_bench.TEMPERATURE, llava_bench.MAX_TOKENS, bool(rules))
 
 
 def _mmvet(task, path, files, joined, faults, settings: Settings) -> scored.Scored:
-    _need(task, files, ("questions",))
     metadata = files["questions"]
-    own = settings.prompt(task)
-    head = mmvet.official_head(own) if own else mmvet.HEAD
+    head = _head(settings)
     texts = {key: joined[key].text if key in joined else "" for key in metadata}
     out = settings.reviews or default_path(path, task, settings.by)
     known = 0
     if out.is_file():
-        entries = judged.read_json(out)
-        known = sum(len(entries.get(key, {}).get("score", [])[: settings.runs]) for key in metadata)
+        entries = judged.read_grades(out)
+        known = sum(
+            len(entries[key]["score"][: settings.runs]) for key in metadata if key in entries
+        )
     with _asking(task, len(metadata) * settings.runs, known, settings, out) as tell:
-        tell(known)
         for _ in judged.grade(
             metadata,
             texts,
@@ -294,16 +345,18 @@ def _mmvet(task, path, files, joined, faults, settings: Settings) -> scored.Scor
             tell()
     done = reviewed.score(task, [out], metadata, {}, given=texts, num_runs=settings.runs)
     done.faults = faults
-    return _about(done, settings, 0.0, mmvet.MAX_TOKENS, own is not None)
+    _tell_replaced(done, [out])
+    return _about(done, settings, 0.0, mmvet.MAX_TOKENS, head != mmvet.HEAD)
 
 
 def _mmbench(task, answers, annotations, settings: Settings) -> scored.Scored:
     seen: dict[str, str] = {}
 
+    out = settings.reviews or default_path(answers[0], task, settings.by)
+
     def resolve(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         todo = [r for r in rows if not mmbench.is_blank(r.get("prediction"))]
         todo = [row for row in todo if not mmbench.match_row(row)]
-        out = settings.reviews or default_path(answers[0], task, settings.by)
         known = len(list(answers_lib.iterate(out))) if out.is_file() else 0
         with _asking(task, len(todo), known, settings, out) as tell:
             for line in matching.letters(
@@ -326,7 +379,14 @@ def _mmbench(task, answers, annotations, settings: Settings) -> scored.Scored:
     judging = {"prompt_hash": digest, "shown": len(seen), "matched": matched}
     judging["unparsable"] = sum(not letter for letter in seen.values())
     done.more = {"judge": reviewed.named(settings.by.name, digest), "judging": judging}
+    _tell_replaced(done, [out])
     return _about(done, settings, 0.0, matching.MAX_TOKENS, None)
+
+
+def _tell_replaced(done: scored.Scored, paths: Sequence[pathlib.Path]) -> None:
+    old = [str(file) for file in map(judged.replaced, paths) if file.is_file()]
+    if old:
+        done.notes.append(f"grades of answers that have changed since are in {', '.join(old)}")
 
 
 def _about(
@@ -334,7 +394,7 @@ def _about(
 ) -> scored.Scored:
     """Add to a report who was asked, and how."""
     told = {"model": settings.by.name, **judge.about(settings.by), "temperature": temperature}
-    told |= {"max_tokens": settings.room(usual), "runs": settings.runs}
+    told["max_tokens"] = settings.room(usual)
     done.more["judging"] = told | done.more["judging"]
     if is_published is False:
         done.notes.append(

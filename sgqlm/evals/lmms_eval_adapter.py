@@ -4,6 +4,7 @@ lmms-eval is another protocol than that of the papers, see docs/lmms_eval.md. No
 imported before the class `Sgqlm` is asked for, so the core installs without it.
 """
 
+import collections
 import dataclasses
 import functools
 import os
@@ -19,7 +20,13 @@ from sgqlm import errors
 from sgqlm import model as model_lib
 from sgqlm.data import images
 from sgqlm.decode import generate, inputs, sample, score
-from sgqlm.evals import benchmark, lmms_eval_entities, lmms_eval_plugin, ranking
+from sgqlm.evals import (
+    benchmark,
+    lmms_eval_entities,
+    lmms_eval_plugin,
+    ranking,
+    self_questioning,
+)
 from sgqlm.train import progress
 
 # what a task may ask for that has no effect on an answer unless it differs from this
@@ -58,6 +65,8 @@ class Request:
         document: of the task.
         visuals: returns the pictures, not called before they are needed.
         options: lmms-eval's `generation_kwargs`.
+        repeat: how many requests of the same document came before.
+        turn: how many rounds of the request came before.
     """
 
     text: str
@@ -65,6 +74,12 @@ class Request:
     document: Mapping[str, Any]
     visuals: Callable[[], Any]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    repeat: int = 0
+    turn: int = 0
+
+    def draws(self, seed: int) -> tuple[int, int]:
+        """Return what `respond` draws with: it depends on no other request."""
+        return self_questioning.seed_of(seed, f"{self.where}, round {self.turn}"), self.repeat
 
 
 class Adapter:
@@ -162,7 +177,7 @@ class Adapter:
         found = []
         for context, options, doc_to_visual, number, task, split in (r.args for r in requests):
             found.append(self._request(context, options, doc_to_visual, number, task, split))
-        return self._answer(found)
+        return self._answer(_numbered(found))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """Answer requests round by round; each round is a prompt of its own.
@@ -179,6 +194,7 @@ class Adapter:
             context, options, doc_to_visual, doc_to_text, number, task, split = instance.args
             asked.append(self._request(context, options, doc_to_visual, number, task, split))
             following.append(doc_to_text)
+        asked = _numbered(asked)
         answers: list[list[str]] = [[] for _ in requests]
         memory: list[Any] = [None] * len(asked)
         active, turn = list(range(len(asked))), 0
@@ -194,7 +210,7 @@ class Adapter:
                 answers[at] = list(said)
                 if not is_over:
                     asked[at] = dataclasses.replace(
-                        asked[at], text=context, visuals=functools.partial(_same, visuals)
+                        asked[at], text=context, visuals=lambda seen=visuals: seen, turn=turn
                     )
                     still.append(at)
             active = still
@@ -256,7 +272,7 @@ class Adapter:
                         list(rows.values()),
                         max_new_tokens=room,
                         sampling=sampling,
-                        draws=[(self.seed, at) for at in rows],
+                        draws=[requests[at].draws(self.seed) for at in rows],
                         batch_size=self.batch_size,
                     )
                     for at, text in zip(rows, said, strict=True):
@@ -366,6 +382,16 @@ class Adapter:
             print(f"sgqlm: {text}", file=sys.stderr, flush=True)
 
 
+def _numbered(requests: Sequence[Request]) -> list[Request]:
+    """Tell repeated requests of one document apart, so that each has its own draws."""
+    seen: collections.Counter[str] = collections.Counter()
+    out = []
+    for request in requests:
+        out.append(dataclasses.replace(request, repeat=seen[request.where]))
+        seen[request.where] += 1
+    return out
+
+
 def _pictures(request: Request) -> list[Image.Image]:
     """Return the one picture of a document, or none."""
     found = _flat(request.visuals())
@@ -394,10 +420,6 @@ def _cut(text: str, until: Any) -> str:
     stops = [until] if isinstance(until, str) else until or ()
     ends = [text.find(stop) for stop in stops if stop]
     return text[: min((end for end in ends if end >= 0), default=len(text))].strip()
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _whole(pair: tuple[float, bool]) -> Any:

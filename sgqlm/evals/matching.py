@@ -9,8 +9,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sgqlm.data import chat
-from sgqlm.evals import answers, asking, judge, judged
+from sgqlm.evals import judge, judged
 from sgqlm.evals.metrics import mmbench
 
 TRIES, WARMER = 3, 0.5  # as often as VLMEvalKit; the first time at temperature 0
@@ -51,50 +50,38 @@ def letters(
     parallel: int = 1,
     max_tokens: int | None = MAX_TOKENS,
 ) -> Iterator[dict[str, Any]]:
-    """Yield what the judge makes of every answer, and append the new ones to a file.
+    """Yield what the judge makes of every answer, and keep it in a file; see `judged.resume`.
 
     Args:
         rows: of the table, each with `index` and `prediction`.
         by: the judge.
-        path: jsonl file of `index`, `judge`, `prompt_hash`, `content` and `letter`, which is empty
-            where no reply names an option; made if it is not there.
+        path: jsonl file of `index`, `judge`, `rule_hash`, `prompt_hash`, `content` and `letter`,
+            which is empty where no reply names an option; made if it is not there.
         parallel: rows that are asked at once.
         max_tokens: of a reply.
 
     Raises:
-        SgqlmError: the file is of another judge or of other answers, or the judge fails.
+        SgqlmError: the file is of another judge or prompt, or the judge fails.
     """
-    path = pathlib.Path(path)
-    known = {str(line.get("index")): line for line in _lines(path)}
+    by_key = {str(row["index"]): row for row in rows}
     wanted = {
-        str(row["index"]): {
-            "index": str(row["index"]),
+        key: {
+            "index": key,
             "judge": by.name,
+            "rule_hash": judged.prompt_hash(HEAD),
             "prompt_hash": judged.prompt_hash(prompt(row)),
         }
-        for row in rows
+        for key, row in by_key.items()
     }
-    for key, line in wanted.items():
-        if key in known:
-            if other := [name for name in line if known[key].get(name) != line[name]]:
-                raise judged.mixed(path, f"index {key} differs in {', '.join(other)}")
-            yield known[key]
 
-    def ask(row: Mapping[str, Any]) -> tuple[str, str]:
+    def ask(key: str) -> dict[str, str]:
+        row, reply = by_key[key], ""
         message = {"role": "user", "content": prompt(row)}
-        reply = ""
         for turn in range(TRIES):
             reply = by.complete([message], max_tokens=max_tokens, temperature=turn * WARMER)
             if letter := mmbench.match(reply, mmbench.choices_of(row)):
-                return reply, letter
-        return reply, ""
+                return {"content": reply, "letter": letter}
+        return {"content": reply, "letter": ""}
 
-    todo = [row for row in rows if str(row["index"]) not in known]
-    for row, (content, letter) in asking.each(ask, todo, parallel):
-        line = wanted[str(row["index"])] | {"content": content, "letter": letter}
-        chat.append(path, line)
-        yield line
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    return list(answers.iterate(path)) if path.is_file() else []
+    fields = ("index", "letter")
+    yield from judged.resume(wanted, pathlib.Path(path), ask, fields=fields, parallel=parallel)

@@ -1,10 +1,11 @@
 """Reports of `sgqlm eval score` and `sgqlm eval --tasks`: find them, read them, and their items."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
@@ -62,6 +63,20 @@ class Report:
         return 1 if self.unit == "points" else 100
 
     @property
+    def is_open(self) -> bool:
+        """Whether a score of 1 is not the most there is, so that none is right or wrong.
+
+        So with CIDEr-D, 10 at most, and the ratio to a reference of LLaVA-Bench.
+        """
+        is_ratio = self.task == "llava_wild" or self.unit not in ("%", "points")
+        return is_ratio or any(score > 1 for score in self.items.values())
+
+    @functools.cached_property
+    def has_given(self) -> bool:
+        """Whether `details` tell what was answered; then one without it has no answer."""
+        return any("given" in one for one in self.details.values())
+
+    @property
     def caveats(self) -> list[str]:
         """Return why the score is not comparable with published ones; empty where it is."""
         out = []
@@ -74,7 +89,7 @@ class Report:
         return out
 
 
-def find(paths: Sequence[str | os.PathLike]) -> tuple[list[Report], list[str]]:
+def find(paths: Sequence[str | os.PathLike]) -> tuple[list[Report], list[str], list[str]]:
     """Read reports, and those in folders.
 
     A report is called as the folders below the given one, without the name of its task; one that
@@ -84,24 +99,29 @@ def find(paths: Sequence[str | os.PathLike]) -> tuple[list[Report], list[str]]:
         paths: files and folders.
 
     Returns:
-        The reports in the order of their names, and the json files of folders that are none.
+        The reports in the order of their names; the json files of folders that are none; and what
+        results below folders have no score, and why, one line each.
 
     Raises:
         SgqlmError: there is none, a file is no report, or two have the same name and task.
     """
-    found, other = [], []
+    found, other, left = [], [], []
     for path in map(pathlib.Path, paths):
         if not path.is_dir():
             found.append(read(path))
             continue
-        files = [f for f in sorted(path.rglob("*.json")) if f.name != "submission.json"]
-        values = [(file, _value(file)) for file in files]
-        ours = [(file, value) for file, value in values if _is_report(value)]
-        other += [str(f) for f, v in values if not (_is_report(v) or _is_written_by_us(v))]
-        found += [_parse(file, value, _name(file, path)) for file, value in ours]
+        left += _unfinished(path)
+        for file in sorted(path.rglob("*.json")):
+            value = _value(file) if file.name != "submission.json" else {"kind": "sgqlm eval"}
+            if _is_report(value):
+                found.append(_parse(file, value, _name(file, path)))
+            elif _is_unscored(value):
+                told = [note for note in _notes(value) if "not scored" in note]
+                left.append(f"{file.parent}: {told[0] if told else 'not scored'}")
+            elif not _is_page(value):
+                other.append(str(file))
     if not found:
-        why = left_out(paths)
-        why += [f"{len(other)} json files, none with `task` and `items`"] if other else []
+        why = [*left, *([f"{len(other)} json files, none with `task` and `items`"] * bool(other))]
         raise errors.SgqlmError(
             "there are no reports",
             where=", ".join(map(str, paths)),
@@ -109,25 +129,13 @@ def find(paths: Sequence[str | os.PathLike]) -> tuple[list[Report], list[str]]:
             fix="`sgqlm eval --tasks=...` and `sgqlm eval score ... --out FILE.json` write them",
             code=errors.DATA,
         )
-    found = _told_apart(found)
-    return found, other
+    return _told_apart(found), other, list(dict.fromkeys(left))
 
 
-def left_out(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """Return what results below folders have no score, and why, one line each."""
-    out = []
-    for folder in (path for path in map(pathlib.Path, paths) if path.is_dir()):
-        for file in sorted(folder.rglob("progress*.jsonl")):
-            if not (file.parent / "report.json").is_file():
-                out.append(f"{file.parent} is not finished: give its command again")
-        for file in sorted(folder.rglob("*.json")):
-            value = _value(file)
-            if isinstance(value, dict) and _is_unscored(value):
-                notes = [
-                    str(note) for note in value.get("notes") or () if "not scored" in str(note)
-                ]
-                out.append(f"{file.parent}: {notes[0] if notes else 'not scored'}")
-    return list(dict.fromkeys(out))
+def _unfinished(folder: pathlib.Path) -> Iterator[str]:
+    for file in sorted(folder.rglob("progress*.jsonl")):
+        if not (file.parent / "report.json").is_file():
+            yield f"{file.parent} is not finished: give its command again"
 
 
 def read(path: str | os.PathLike) -> Report:
@@ -142,8 +150,7 @@ def read(path: str | os.PathLike) -> Report:
     value = _value(path)
     if not _is_report(value):
         why = "it is no json" if value is None else "it has no `task` and `items`"
-        told = value if isinstance(value, dict) and _is_unscored(value) else {}
-        notes = "; ".join(map(str, told.get("notes") or ()))
+        notes = "; ".join(_notes(value)) if isinstance(value, dict) else ""
         raise errors.SgqlmError(
             "the file is no report of answers",
             where=str(path),
@@ -163,10 +170,18 @@ def _value(path: pathlib.Path) -> Any:
     inner = value.get("score") if isinstance(value, dict) else None
     if not isinstance(inner, dict):
         return value
-    failed = len(value.get("failed") or ())
-    notes = [*inner.get("notes", ()), *value.get("notes", ())]
-    notes += [f"{failed} questions had an error, and have an empty answer"] if failed else []
+    notes = [*_notes(inner), *_notes(value)]
+    if failed := len(_list(value.get("failed"))):
+        notes.append(f"{failed} questions had an error, and have an empty answer")
     return {**inner, "notes": notes, "settings": value.get("settings")}
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else []
+
+
+def _notes(value: Mapping[str, Any]) -> list[str]:
+    return [str(note) for note in _list(value.get("notes"))]
 
 
 def _is_report(value: Any) -> bool:
@@ -179,9 +194,8 @@ def _is_unscored(value: Any) -> bool:
     return is_result and not _is_report(value)
 
 
-def _is_written_by_us(value: Any) -> bool:
-    is_page = isinstance(value, dict) and str(value.get("kind", "")).startswith("sgqlm eval")
-    return is_page or _is_unscored(value)
+def _is_page(value: Any) -> bool:
+    return isinstance(value, dict) and str(value.get("kind", "")).startswith("sgqlm eval")
 
 
 def _name(path: pathlib.Path, root: pathlib.Path) -> str:
@@ -198,39 +212,56 @@ def _parse(path: pathlib.Path, value: Mapping[str, Any], name: str) -> Report:
     task = str(value["task"])
     kept = "/".join(part for part in name.split("/") if part != task) or _above(path)
     try:
-        items = {str(key): float(score) for key, score in value["items"].items()}
-        figures = {
-            str(key): (_number(part["value"]), part.get("count"))
-            for key, part in value.get("figures", {}).items()
-        }
-        faults = {kind: int(part["count"]) for kind, part in value.get("faults", {}).items()}
-        score = _number(value.get("score"))
+        return _report(path, value, kept, task)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise errors.SgqlmError(
             "the report is damaged", where=str(path), why=why, fix="score the answers again",
             code=errors.DATA,
         ) from error  # fmt: skip
+
+
+def _report(path: pathlib.Path, value: Mapping[str, Any], name: str, task: str) -> Report:
+    def field(key: str, kind: type) -> Any:
+        found = value.get(key)
+        if found is not None and not isinstance(found, kind):
+            raise TypeError(f"`{key}` is no {'list' if kind is list else 'object'}")
+        return found or kind()
+
+    figures = {
+        str(key): (_number(part["value"]), part.get("count") and int(part["count"]))
+        for key, part in field("figures", dict).items()
+    }
     judge = value.get("judge") or ""
     return Report(
         path=path,
-        name=kept,
+        name=name,
         task=task,
         metric=str(value.get("metric", "score")),
-        score=score,
+        score=_number(value.get("score")),
         figures=figures,
-        items=items,
-        notes=[str(note) for note in value.get("notes", ())],
-        faults=faults,
+        items={str(key): float(score) for key, score in value["items"].items()},
+        notes=[str(note) for note in field("notes", list)],
+        faults={kind: int(part["count"]) for kind, part in field("faults", dict).items()},
         judge=judge if isinstance(judge, str) else json.dumps(judge),
-        answers=value.get("answers", ()),
-        annotations=value.get("annotations", ()),
-        digests=value.get("sha256", {}),
+        answers=[str(file) for file in field("answers", list)],
+        annotations=[str(file) for file in field("annotations", list)],
+        digests=field("sha256", dict),
         unit=str(value.get("unit") or ("points" if task == "mme" else "%")),
-        groups=value.get("groups") or {},
-        details=value.get("details") or {},
-        settings=value.get("settings") or {},
+        groups={name: str(title) for name, title in field("groups", dict).items()},
+        details={key: _told(one) for key, one in field("details", dict).items()},
+        settings=field("settings", dict),
     )
+
+
+def _told(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of `details` that are fields of an item."""
+    names = ("question", "wanted", "given", "image", "asked")
+    told = {name: str(found[name]) for name in names if found.get(name) is not None}
+    kinds = found.get("kinds") or ()
+    if isinstance(kinds, str):
+        raise TypeError("`kinds` is no list")
+    return {**told, "kinds": tuple(map(str, kinds))}
 
 
 def _number(value: Any) -> float | None:
@@ -267,13 +298,8 @@ def items_of(report: Report) -> tuple[dict[str, itemised.Item], str]:
         give none.
     """
     if report.details:
-        names = [field.name for field in dataclasses.fields(itemised.Item)]
-        told = {key: report.details[key] for key in report.items if key in report.details}
-        kept = {k: {n: v for n, v in one.items() if n in names} for k, one in told.items()}
-        return {
-            key: itemised.Item(**{**one, "kinds": tuple(one.get("kinds", ()))})
-            for key, one in kept.items()
-        }, ""
+        told = report.details
+        return {key: itemised.Item(**told[key]) for key in report.items if key in told}, ""
     if not report.answers:
         return {}, "the report does not tell which files were scored"
     files = {}

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from sgqlm import config
+from sgqlm.data import files
 from sgqlm.evals import descriptions, joining, prior, scenes, scored
 
 ARMS = ("test", "prior", "no_graph", "shuffled_graph", "edges_permuted")
@@ -35,12 +36,7 @@ def build(evaluation: Mapping, *, seconds: float, stages: Mapping[str, Mapping])
 
 def write(path: str | os.PathLike, report: Mapping) -> pathlib.Path:
     """Write a report as json (complete or not at all), making its folder; return its path."""
-    target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, target)
-    return target
+    return files.write(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def lines(evaluation: Mapping) -> list[str]:

@@ -200,11 +200,10 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _mmvet(files, questions, shown: dict[str, dict], num_runs: int | None) -> scored.Scored:
     if len(files) > 1:
         raise errors.SgqlmError("MM-Vet takes one grade file", fix="give one after another")
-    grades, path = judged.read_json(files[0]), files[0]
+    grades, path = judged.read_grades(files[0]), files[0]
     lines = [
         {"judge": name, "rule_hash": entry.get("rule_hash")}
         for entry in grades.values()
-        if isinstance(entry, dict)
         for name in entry.get("model", ())
     ]
     model, digest = _judge(lines, path)

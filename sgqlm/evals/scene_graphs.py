@@ -177,6 +177,8 @@ def run(
             graph = _graph(item, found, shown, name, settings)
             answer = _relations(graph, item, shown, relate, settings)
         except errors.SgqlmError as error:
+            if error.code not in (errors.USAGE, errors.DATA):  # no fault of the image
+                raise
             answer = {"error": " ".join(str(error).split())}
         out.add({"key": item.key, "row": int(row)} | answer)
         count += 1

@@ -12,13 +12,14 @@ USER turns as in the release, or stay VUSER turns if the template has them (v1_s
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
 from sgqlm import model as model_lib
 from sgqlm.decode import ask, inputs
-from sgqlm.evals import benchmark, self_questioning
+from sgqlm.evals import benchmark, self_questioning, sharing
 from sgqlm.text import templates
 
 KEY = "self_questions"  # in the header of the answers and in their metadata
@@ -55,7 +56,8 @@ def answering(
 ) -> benchmark.Respond:
     """Return what answers a batch of `benchmark.run` behind rounds of self-asked questions.
 
-    Rounds are drawn by the name of the image, so they depend on neither the batch nor the order.
+    Rounds are drawn by the name of the image, so they depend on neither the batch nor the order,
+    and all questions about an image have those of the first one.
     Questions without an image are answered as they are. The metadata of an answer has `KEY`: the
     `turns` in front of the question, and `left_out`, the own questions that are not among them
     since no conversation can hold them or all of it would be too long for the model.
@@ -75,17 +77,18 @@ def answering(
         return then
     asked = _settings(model, rounds, batch_size)
     room = chosen.max_new_tokens or job.place.task.max_new_tokens
+    known: dict[str, dict[str, Any] | str] = {}
 
     def respond(batch: Sequence[int], rows: Sequence[inputs.Row | str]) -> list[benchmark.Said]:
         names = [job.questions[at].image for at in batch]
         seen = {
             name: row
             for name, row in zip(names, rows, strict=True)
-            if isinstance(row, inputs.Row) and row.image is not None
+            if isinstance(row, inputs.Row) and row.image is not None and name not in known
         }
-        found = _about_images(model, seen, asked)
+        known.update(_about_images(model, seen, asked))
         placed = [
-            _place(model, row, found.get(name), room) for name, row in zip(names, rows, strict=True)
+            _place(model, row, known.get(name), room) for name, row in zip(names, rows, strict=True)
         ]
         given = then(batch, [row for row, _ in placed])
         return [
@@ -94,6 +97,34 @@ def answering(
         ]
 
     return respond
+
+
+def share(
+    job: benchmark.Job, todo: Sequence[int], team: sharing.Team, *, batch_size: int
+) -> list[int]:
+    """Return what this process asks, all questions about an image in the same process.
+
+    Images come `batch_size` at a time: first one question about each, so that their rounds run
+    together, then the others. A run that was stopped repeats the rounds of few images.
+
+    Args:
+        job: of the questions.
+        todo: positions of the questions, the same in all processes.
+        team: the processes.
+        batch_size: questions that run at once.
+    """
+    about: dict[str | int, list[int]] = {}
+    for at in todo:
+        about.setdefault(job.questions[at].image or at, []).append(at)
+    images = list(about.values())
+    own = [images[number] for number in sharing.share(range(len(images)), team)]
+    return [
+        at
+        for start in range(0, len(own), batch_size)
+        for layer in itertools.zip_longest(*own[start : start + batch_size])
+        for at in layer
+        if at is not None
+    ]
 
 
 def _settings(

@@ -95,7 +95,7 @@ def about_each(
         questions' prompts); `agreement`, if `settings.consistency` is set: a number a question,
         None where it is unanswered.
     """
-    seeds, size = [_seed(settings.seed, name) for name in names], settings.batch_size
+    seeds, size = [seed_of(settings.seed, name) for name in names], settings.batch_size
     found: list[dict[str, Any]] = [{} for _ in rows]
     if settings.flow == "official":
         opened = ask.describe(
@@ -339,7 +339,8 @@ def _attempt(work: Callable[[Sequence[str]], Sequence], names: Sequence[str]) ->
         return [found for name in names for found in _attempt(work, [name])]
 
 
-def _seed(seed: int, name: str) -> int:
+def seed_of(seed: int, name: str) -> int:
+    """Return the seed of the draws about one thing: its name tells it from the others."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:3], "big")
 

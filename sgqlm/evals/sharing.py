@@ -12,7 +12,6 @@ import os
 import pathlib
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import threading
@@ -68,7 +67,7 @@ class Team:
     def _others(self) -> list[int]:
         return [at for at in range(self.count) if at != self.index]
 
-    def say(self, name: str, text: str = "") -> None:
+    def say(self, name: str, text: str = "null") -> None:
         """Leave a sign for the others."""
         if self.count > 1:
             aside = self.folder / f".{name}-{self.index}.tmp"
@@ -77,11 +76,10 @@ class Team:
 
     def hear(self, name: str) -> str:
         """Wait for a sign and return its text; see `check` for what ends the waiting."""
-        path = self.folder / name
-        while not path.is_file():
+        while not (text := self._read(name)):
             self.check()
             time.sleep(POLL_SECONDS)
-        return path.read_text(encoding="utf-8")
+        return text
 
     def agree(self, name: str, make: Callable[[], Any]) -> Any:
         """Return in every process the json value that `make` gives in the main one."""
@@ -105,9 +103,8 @@ class Team:
             SgqlmError: another process failed, with its exit code; or it is gone.
         """
         for at in self._others:
-            failed, beat = self.folder / f"{_FAILED}-{at}", self.folder / f"{_BEAT}-{at}"
-            if failed.is_file():
-                about = json.loads(failed.read_text(encoding="utf-8"))
+            if failed := self._read(f"{_FAILED}-{at}"):
+                about = json.loads(failed)
                 raise errors.SgqlmError(
                     f"process {at} of the evaluation failed",
                     where=about["host"],
@@ -115,7 +112,7 @@ class Team:
                     fix=GO_ON,
                     code=about["code"],
                 )
-            text = beat.read_text(encoding="utf-8") if beat.is_file() else ""
+            text = self._read(f"{_BEAT}-{at}")
             before, since = self._seen[at]
             now = time.monotonic()
             if text != before:
@@ -124,7 +121,7 @@ class Team:
                 self.has_lost = True
                 raise errors.SgqlmError(
                     f"process {at} of the evaluation is gone",
-                    where=json.loads(text)["host"] if text else str(beat),
+                    where=json.loads(text)["host"] if text else str(self.folder),
                     why="it was killed, or its machine cannot be reached any more",
                     fix=GO_ON,
                     code=errors.RESOURCES,
@@ -157,10 +154,22 @@ class Team:
         if self.is_main:
             self._clear()
 
+    def _read(self, name: str) -> str:
+        """Return the text of a sign; empty where there is none, or the disk does not show it."""
+        try:
+            return (self.folder / name).read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
     def _give_signs(self, stopped: threading.Event) -> None:
         number = 0
         while not stopped.is_set():
-            about = {"host": socket.gethostname(), "pid": os.getpid(), "beat": number}
+            about = {
+                "host": socket.gethostname(),
+                "space": pid_space(),
+                "pid": os.getpid(),
+                "beat": number,
+            }
             with contextlib.suppress(OSError):
                 self.say(f"{_BEAT}-{self.index}", json.dumps(about))
             number += 1
@@ -205,7 +214,7 @@ def join(folders: Sequence[pathlib.Path]) -> Iterator[Team]:
     missing = sorted(
         {path for path in above if not path.exists()}, key=lambda path: -len(path.parts)
     )
-    with contextlib.ExitStack() as stack, stoppable():
+    with contextlib.ExitStack() as stack:
 
         def claim():
             for folder in folders:
@@ -226,19 +235,6 @@ def join(folders: Sequence[pathlib.Path]) -> Iterator[Team]:
                 _remove_empty(folders, missing)
 
 
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """End the work at SIGTERM with the exit code after which a launcher starts it again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def share(todo: Sequence[int], team: Team) -> list[int]:
     """Return what this process asks, of a list that is the same in all of them."""
     return list(todo[team.index :: team.count])
@@ -257,19 +253,23 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
     return [path] * path.is_file() + [other for _, other in rest]
 
 
-def known(path: pathlib.Path, header: Mapping[str, Any] | None = None) -> dict[str, dict]:
+def known(
+    path: pathlib.Path, header: Mapping[str, Any] | None = None, *, is_idle: bool = True
+) -> dict[str, dict]:
     """Return the answers in the files of all processes by their key.
 
     Args:
         path: of the main process; the others lie beside it.
         header: what the answers must be to; None for anything.
+        is_idle: nobody writes: a last line that a killed run left unfinished is cut off. Else it
+            is passed over, since the disk may show the rest of it later.
 
     Raises:
         SgqlmError: a file has answers to another evaluation, or is damaged.
     """
     found: dict[str, dict] = {}
     for file in files(path):
-        if not answers.cut_unfinished(file):
+        if not (answers.cut_unfinished(file) if is_idle else b"\n" in file.read_bytes()):
             continue
         head, lines = answers.read(file)
         if header is not None:
@@ -287,7 +287,7 @@ def wait_for(path: pathlib.Path, keys: Sequence[str]) -> list[dict]:
     """
     limit = time.monotonic() + distributed.SHARED_SECONDS
     while True:
-        found = known(path)
+        found = known(path, is_idle=False)
         missing = [key for key in keys if key not in found]
         if not missing:
             return [found[key] for key in keys]
@@ -334,10 +334,22 @@ def _remove_empty(folders: Sequence[pathlib.Path], made: Sequence[pathlib.Path])
             folder.rmdir()
 
 
+def pid_space() -> str:
+    """Return what processes share whose numbers mean the same; empty where it is not known.
+
+    The host's name is not enough: two containers can have one, each with numbers of its own.
+    """
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return f"{boot.strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
 def _is_gone(text: str) -> bool:
     """Tell whether a sign of life is of a process of this machine that has ended."""
     about = json.loads(text) if text else {}
-    if about.get("host") != socket.gethostname():
+    if not about.get("space") or about["space"] != pid_space():
         return False
     try:
         os.kill(about["pid"], 0)
@@ -357,13 +369,3 @@ def _end_without_waiting(code: int) -> None:
         os._exit(code)
 
     atexit.register(end)  # functions of atexit run in reverse order, so before that of jax
-
-
-def _stop(number, frame):
-    del number, frame
-    raise errors.SgqlmError(
-        "stopped by SIGTERM",
-        why="the answers so far are kept",
-        fix="run the same command again",
-        code=errors.PREEMPTED,
-    )

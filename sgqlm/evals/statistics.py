@@ -53,7 +53,7 @@ class Interval:
             noun: what the units are.
         """
         if self.units < FEWEST:
-            return f"{self.units} {noun} are fewer than the {FEWEST} that an interval needs"
+            return f"fewer {noun} ({self.units}) than the {FEWEST} that an interval needs"
         if self.high - self.low <= 1e-12:
             return f"all {noun} score alike"
         return ""
@@ -124,7 +124,7 @@ def bootstrap(
         rng.multinomial(len(sums), share, size=min(block, resamples - start)) @ kinds
         for start in range(0, resamples, block)
     ]
-    combine = combine or _first
+    combine = combine or only
     with np.errstate(divide="ignore", invalid="ignore"):
         means = np.concatenate(drawn)
         values = combine(means[:, :-1] / means[:, -1:])
@@ -246,7 +246,8 @@ def _grouped(table: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray
     return sums
 
 
-def _first(means: np.ndarray) -> np.ndarray:
+def only(means: np.ndarray) -> np.ndarray:
+    """Return the only column."""
     return means[:, 0]
 
 

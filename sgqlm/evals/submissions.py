@@ -5,16 +5,19 @@ import io
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
+from sgqlm.data import files
 from sgqlm.evals import caption_files, joining, tables
 from sgqlm.evals.metrics import gqa, textvqa
 
 # Columns that LLaVA leaves out of the MMBench sheet; `prediction` is its seventh column.
 _NOT_SENT = ("hint", "category", "source", "image", "comment", "l2-category")
 _PREDICTION_AT = 6
+_NO_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # no .xlsx can hold these
 
 
 def write(
@@ -64,10 +67,7 @@ def write(
     texts = {key: joined[key].text if key in joined else "" for key in truth}
     target = pathlib.Path(out)
     content = _FORMS[task](texts, asked or {}, target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    aside.write_bytes(content)
-    os.replace(aside, target)
+    files.write(target, content)
     return faults
 
 
@@ -178,7 +178,9 @@ def _xlsx(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
     at = columns.index("index")
     sheet.append(list(columns))
     for row in rows:
-        sheet.append([int(cell) if i == at else cell for i, cell in enumerate(row)])
+        sheet.append(
+            [int(cell) if i == at else _NO_XML.sub("", cell) for i, cell in enumerate(row)]
+        )
     data = io.BytesIO()
     book.save(data)
     return data.getvalue()

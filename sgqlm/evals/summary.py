@@ -35,10 +35,7 @@ def build(
 
 def _part(report: measured.Report, items: measured.Items, absent: str, wrong: int) -> dict:
     found, reason = comparing.interval(report, items)
-    failed = [key for key, score in report.items.items() if score < 1]
     pictures = len(set((comparing.images_of(report, items) or {}).values())) or None
-    shown = min(wrong, len(failed))
-    chosen = [failed[len(failed) * at // shown] for at in range(shown)]  # of all parts of the file
     return {
         "name": report.name,
         "task": report.task,
@@ -56,21 +53,68 @@ def _part(report: measured.Report, items: measured.Items, absent: str, wrong: in
         "notes": list(report.notes),
         "faults": {kind: count for kind, count in report.faults.items() if count},
         "families": [_family(report, items, *found) for found in families.of(report)],
-        "wrong": {
-            "count": len(failed),
-            "absent": absent,
-            "shown": [answer(report, items, key) for key in chosen],
-        },
+        "is_open": report.is_open,
+        "wrong": _wrong(report, items, absent, wrong),
     }
 
 
+def _wrong(report: measured.Report, items: measured.Items, absent: str, most: int) -> dict:
+    """Return what is spelled out: the lowest scores where none is wrong, else of all wrong ones."""
+    failed = [key for key, score in report.items.items() if score < 1 or report.is_open]
+    shown = min(most, len(failed))
+    if report.is_open:
+        chosen = sorted(failed, key=lambda key: report.items[key])[:shown]
+    else:
+        chosen = [failed[len(failed) * at // shown] for at in range(shown)]  # of the whole file
+    rows = [answer(report, items, key) for key in chosen]
+    if rows and not any("question" in row for row in rows):
+        absent = absent or "the report does not tell what was asked"
+    return {"count": len(failed), "absent": absent, "shown": rows}
+
+
 def answer(report: measured.Report, items: measured.Items, key: str) -> dict[str, Any]:
-    """Return an item as json values; of one that no file tells, only id and score."""
-    if key not in items:
-        return {"id": key, "score": report.items[key]}
-    item = items[key]
-    told = {"question": item.question, "wanted": item.wanted, "given": item.given}
-    return {"id": key, "score": report.items[key], **told, "image": item.image, "kinds": item.kinds}
+    """Return an item as json values, of one that no file tells only id and score.
+
+    `given` is None without an answer, and absent where the report does not keep the answers.
+    """
+    row = {"id": key, "score": report.items[key]}
+    item = items.get(key)
+    if item is None or not (item.question or item.wanted or item.given is not None):
+        return row
+    is_kept = not report.details or report.has_given
+    told = {"question": item.question, "wanted": item.wanted, "image": item.image}
+    return row | told | {"kinds": item.kinds} | ({"given": item.given} if is_kept else {})
+
+
+def graded(part: Mapping[str, Any], score: float) -> tuple[str, str]:
+    """Return the score of a question in words, and `good` or `bad`; neither on an open scale.
+
+    Args:
+        part: of `reports` of `build`, or of `tasks` of `compared`.
+        score: as the report has it.
+    """
+    if part["is_open"]:
+        scale = 1 if part["unit"] == "points" else 100
+        return f"{part['metric']} {number(scale * score, digits=2)}", ""
+    return f"score {number(score, digits=2)}", "good" if score >= 1 else "bad"
+
+
+def wrong_title(part: Mapping[str, Any]) -> str:
+    """Return over what the spelled out answers of a report stand."""
+    found, shown = part["wrong"], sum("question" in row for row in part["wrong"]["shown"])
+    if part["is_open"]:
+        text = f"the {shown:,} lowest scores of {found['count']:,}" if shown else "no answers shown"
+    elif not found["count"]:
+        return "every answer is fully right" if part["count"] else "no scores of single questions"
+    else:
+        text = f"{counted(found['count'], 'question')} not fully right"
+        text += f"; {shown:,} of them" if shown else ""
+    return text + (f" ({found['absent']})" if found["absent"] else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: `1 question`, `2,000 questions`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def _family(report: measured.Report, items: measured.Items, title: str, names) -> dict:
@@ -80,14 +124,21 @@ def _family(report: measured.Report, items: measured.Items, title: str, names) -
         found = comparing.figure_interval(report, items, name)
         rows.append(
             {
-                "name": name.removeprefix(f"{title} "),
+                "name": _short(name, title),
                 "value": _scaled(report, value),
                 "interval": _interval(report, found),
                 "count": count or len(comparing.keys_of(report, items, name)) or None,
             }
         )
-    highest = max([families.highest(report.task, title), *(row["value"] or 0 for row in rows)])
+    highest = families.highest(report.task, title, [row["value"] for row in rows])
     return {"title": title, "highest": highest, "rows": rows}
+
+
+def _short(name: str, title: str) -> str:
+    """Return the name of a figure without what the title of its chart says."""
+    for told in (f"{title} ", f"{title.removesuffix('s')} "):
+        name = name.removeprefix(told)
+    return name.removesuffix(f" {title}")
 
 
 def together(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -111,7 +162,7 @@ def together(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         head = {"name": metric, "count": None, "bars": bars}
         titles = dict.fromkeys(f["title"] for part in same for f in part["families"])
         found = [_side_by_side(title, same) for title in titles]
-        most = max([families.highest(task, metric), *(bar["value"] or 0 for bar in bars)])
+        most = families.highest(task, metric, [bar["value"] for bar in bars])
         first = {"title": "all questions", "highest": most, "rows": [head]}
         names = [part["name"] for part in same]
         out.append({"task": task, "unit": unit, "names": names, "families": [first, *found]})
@@ -193,7 +244,7 @@ def table(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "measured": [{"name": name, "cells": cells} for name, cells in rows.items()],
         "published": known,
         "absent": absent,
-        "notes": list(published.NOTES),
+        "notes": list(published.NOTES) if known else [],
     }
 
 
@@ -224,7 +275,7 @@ def cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[st
                     f" ({number(cell['interval']['low'])} to {number(cell['interval']['high'])})"
                 )
             caveats = list(cell["caveats"]) if cell else []
-            caveats += [f"judged by {cell['judge']}"] if cell and cell["judge"] else []
+            caveats += [f"judge: {cell['judge']}"] if cell and cell["judge"] else []
             line.append(text + mark("; ".join(caveats)))
         rows.append([*line, "measured here"])
     for row in found["published"]:
@@ -266,7 +317,7 @@ def markdown(found: Mapping[str, Any]) -> str:
             ]
             head = [family["title"], part["unit"], "interval", "questions"]
             lines += ["", *_table(head, rows)]
-        lines += ["", *_wrong(part["wrong"])]
+        lines += ["", *_wrong_lines(part)]
     return "\n".join(lines) + "\n"
 
 
@@ -283,35 +334,28 @@ def headline(part: Mapping[str, Any]) -> str:
 
 
 def facts(part: Mapping[str, Any]) -> list[str]:
-    """Return judge, notes and faults of a report as sentences."""
+    """Return judge, notes, faults and file of a report as sentences."""
     out = [f"judge: {part['judge']}"] if part["judge"] else []
     out += part["notes"]
-    return out + [f"{count} {kind} ids" for kind, count in part["faults"].items()]
+    out += [counted(count, f"{kind} id") for kind, count in part["faults"].items()]
+    return [*out, f"{counted(part['count'], 'question')}, from {part['file']}"]
 
 
 def _about(part: Mapping[str, Any]) -> list[str]:
-    lines = [headline(part), f"{part['count']:,} questions, from {part['file']}", *facts(part)]
+    lines = [headline(part), *facts(part)]
     return [f"- {_plain(line)}" for line in lines]
 
 
-def _wrong(found: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"{found['count']:,} questions are not fully right; {len(found['shown'])} of them:",
-        "",
-    ]
-    if found["absent"]:
-        lines[0] += f" ({_plain(found['absent'])})"
+def _wrong_lines(part: Mapping[str, Any]) -> list[str]:
+    names = ["id", "question", "wanted", "given"]
     rows = [
-        [
-            item["id"],
-            item["question"],
-            item["wanted"],
-            "–" if item["given"] is None else item["given"],
-        ]
-        for item in found["shown"]
+        [item["id"], item["question"], item["wanted"], item.get("given")]
+        + [graded(part, item["score"])[0]] * part["is_open"]
+        for item in part["wrong"]["shown"]
         if "question" in item
     ]
-    return lines + _table(["id", "question", "wanted", "given"], rows) if rows else lines[:1]
+    lines = [_plain(wrong_title(part)), ""]
+    return lines + _table([*names, *(["score"] * part["is_open"])], rows) if rows else lines[:1]
 
 
 def _range(found: Mapping[str, Any] | None, digits: int = 2) -> str:
@@ -356,7 +400,8 @@ def _compared(one: comparing.Compared, known: Sequence[measured.Items]) -> dict[
         out = []
         for key in keys:
             row, other = answer(first, known[0], key), answer(second, known[1], key)
-            row |= {"second_score": other["score"], "second_given": other.get("given")}
+            row["second_score"] = other["score"]
+            row |= {"second_given": other["given"]} if "given" in other else {}
             out.append(row)
         return out
 
@@ -367,6 +412,7 @@ def _compared(one: comparing.Compared, known: Sequence[measured.Items]) -> dict[
         "task": first.task,
         "metric": first.metric,
         "unit": first.unit,
+        "is_open": first.is_open or second.is_open,
         "first": {
             "name": first.name,
             "file": str(first.path),
@@ -437,7 +483,7 @@ def comparison_markdown(found: Mapping[str, Any], *, most: int = 40) -> str:
             rows = [
                 [
                     *(item.get(name) or "" for name in ("id", "question", "wanted", "given")),
-                    item["second_given"] or "",
+                    item.get("second_given") or "",
                 ]
                 for item in part["changed"][way][:most]
             ]

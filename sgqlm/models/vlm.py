@@ -1,5 +1,6 @@
 """The whole model: image, prototypes, scene graph and text in one sequence."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
@@ -160,7 +161,14 @@ def init_params(cfg: config.ModelConfig, key: jax.Array) -> types.Params:
 
 def param_shapes(cfg: config.ModelConfig) -> types.Params:
     """Return the tree of `jax.ShapeDtypeStruct` without allocating an array."""
-    return jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: leaf, _param_shapes(cfg))  # a tree of the caller's own
+
+
+@functools.lru_cache(maxsize=16)  # tracing the model takes a second
+def _param_shapes(cfg: config.ModelConfig) -> types.Params:
+    shapes = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
+    # of no mesh, whichever was set when they were asked for first
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
 
 
 def encode_images(params, cfg: config.ModelConfig, images, *, dropout_key=None):

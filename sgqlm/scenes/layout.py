@@ -118,11 +118,12 @@ def clear_pairs(centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
 
 def crosses(a: Point, b: Point, c: Point, d: Point) -> bool:
     """Tell whether the segments a-b and c-d cut each other."""
+    return _side(a, b, c) * _side(a, b, d) < 0 and _side(c, d, a) * _side(c, d, b) < 0
 
-    def side(p, q, r):
-        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
 
-    return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
+def _side(p: Point, q: Point, r: Point) -> float:
+    """Return a number whose sign says on which side of the line p-q the point r lies."""
+    return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
 
 
 def _fits(subject: int, target: int, links, centres, turns) -> bool:

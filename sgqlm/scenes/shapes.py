@@ -74,22 +74,24 @@ def silhouette(item, scale: int, side: int) -> tuple[np.ndarray, int, int]:
     y1 = min(int(item.y * scale + reach) + 1, side)
     turn = math.radians(item.angle)
     cos, sin = math.cos(turn) * item.radius * scale, math.sin(turn) * item.radius * scale
-    left, top = item.x * scale - 0.5 - x0, item.y * scale - 0.5 - y0
-
-    def placed(points):
-        return [(left + cos * x - sin * y, top + sin * x + cos * y) for x, y in points]
-
+    frame = item.x * scale - 0.5 - x0, item.y * scale - 0.5 - y0, cos, sin
     mask = Image.new("L", (x1 - x0, y1 - y0))
     pen = ImageDraw.Draw(mask)
-    pen.polygon(placed(outline(item.shape)), fill=FILL, outline=OUTLINE, width=scale)
+    pen.polygon(_placed(outline(item.shape), frame), fill=FILL, outline=OUTLINE, width=scale)
     if cut := hole(item.shape):
-        pen.polygon(placed(cut), fill=0)
-        pen.line(placed([*cut, cut[0]]), fill=OUTLINE, width=scale)
+        pen.polygon(_placed(cut, frame), fill=0)
+        pen.line(_placed([*cut, cut[0]], frame), fill=OUTLINE, width=scale)
     if item.shape == "moon":  # the rim of the cut must not reach beyond the disc
         disc = Image.new("L", mask.size)
-        ImageDraw.Draw(disc).polygon(placed(outline(item.shape)), fill=255)
+        ImageDraw.Draw(disc).polygon(_placed(outline(item.shape), frame), fill=255)
         mask = Image.composite(mask, Image.new("L", mask.size), disc)
     return np.asarray(mask), x0, y0
+
+
+def _placed(points, frame: tuple[float, float, float, float]) -> list[tuple[float, float]]:
+    """Turn, scale and move points; `frame` is the new origin and the new x axis."""
+    left, top, cos, sin = frame
+    return [(left + cos * x - sin * y, top + sin * x + cos * y) for x, y in points]
 
 
 def _polygon(num: int) -> list[tuple[float, float]]:

@@ -139,6 +139,12 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
     return sorted(p.parent for p in path.glob("[0-9]*/manifest.json"))
 
 
+def resolved(path: str | os.PathLike) -> pathlib.Path:
+    """Return the absolute path of a checkpoint or export; a work directory's newest checkpoint."""
+    found = find(path)
+    return (found[-1] if found else pathlib.Path(path)).resolve()
+
+
 def latest(path: str | os.PathLike) -> tuple[pathlib.Path, Meta] | None:
     """Return the newest checkpoint whose files are intact, or None if there is none at all.
 

@@ -164,13 +164,15 @@ def charts(families: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
     """
     cards = []
     for family in families:
-        rows, title = family["rows"], f"{family['title']}, {unit}"
+        rows, highest = family["rows"], family["highest"]
+        title = f"{family['title']}, {unit}"
+        title += f", full bar: {highest:,g}" if highest != 100 else ""
         pieces = -(-len(rows) // MOST)
         size = -(-len(rows) // pieces)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             place = f" ({start + 1} to {start + len(part)} of {len(rows)})" if pieces > 1 else ""
-            cards.append(pages.card(title + place, chart(part, highest=family["highest"])))
+            cards.append(pages.card(title + place, chart(part, highest=highest)))
     return cards
 
 
@@ -294,7 +296,7 @@ def graph(
 def item(
     found: Mapping[str, Any],
     picture: Picture,
-    answers: Sequence[tuple[str, str | None, float]],
+    answers: Sequence[tuple[str, str | None, tuple[str, str]]],
     *,
     graph: str = "",
 ) -> str:
@@ -303,18 +305,17 @@ def item(
     Args:
         found: `id`, and where known `question`, `wanted` and `kinds`.
         picture: its image, None where there is none, and words about it.
-        answers: (who, what was said, score) each; None: no answer.
+        answers: (who, what was said, its score in words and `good`, `bad` or nothing) each; None:
+            no answer.
         graph: of `graph`, in place of the picture.
     """
     image, words = picture
     shown = pages.figure(image, caption=words, alt=words) if image else pages.note(words)
     shown = graph or shown
     lines = [(name, found[name], "") for name in ("question", "wanted") if found.get(name)]
-    for who, text, score in answers:
+    for who, text, (score, colour) in answers:
         said = "no answer" if text is None else text or "(empty)"
-        if "question" not in found:
-            said = "not known"
-        lines.append((f"{who}, score {score:.2f}", said, "good" if score >= 1 else "bad"))
+        lines.append((f"{who}, {score}", said, colour))
     rows = "".join(
         f'<dt>{pages.escape(name)}</dt><dd class="{colour}">{pages.escape(text)}</dd>'
         for name, text, colour in lines

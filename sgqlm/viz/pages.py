@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
+from sgqlm.data import files
+
 _STYLE = """
 :root { --ink: #1d2433; --soft: #5b6475; --line: #dfe3ea; --paper: #ffffff; --back: #f4f6f9;
   --accent: #2457c5; --prompt: #eceef2; --answer: #c9f0d3; --question: #ffdcab; }
@@ -83,12 +85,7 @@ def page(
 
 def write(path: str | os.PathLike, document: str) -> pathlib.Path:
     """Write a page (complete or not at all), making its folder; return its path."""
-    target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    aside.write_text(document, encoding="utf-8")
-    os.replace(aside, target)
-    return target
+    return files.write(path, document)
 
 
 def escape(text: object) -> str:

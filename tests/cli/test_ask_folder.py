@@ -36,7 +36,8 @@ def run(*words):
 @pytest.fixture
 def ask(folder, photos, tmp_path):
     def call(*words, images=photos):
-        small = ["--num-questions=2", "--max-new-tokens=4", f"--out={tmp_path / 'q.jsonl'}"]
+        small = ["--num-questions=2", "--max-new-tokens=4", "--batch-size=2"]
+        small.append(f"--out={tmp_path / 'q.jsonl'}")
         return run("ask", f"--checkpoint={folder}", f"--images={images}", *small, *words)
 
     return call
@@ -70,7 +71,7 @@ def test_folder_is_asked_about_measured_and_resumed(ask, photos, tmp_path, capsy
 
 def test_batch_and_rest_of_the_folder_change_no_question(ask, photos, tmp_path):
     words = ("--entities=none", "--flow=official")
-    assert ask(*words, "--batch-size=4") == errors.OK
+    assert ask(*words) == errors.OK
     both = lines(tmp_path)
     assert both[0]["questions"] != both[1]["questions"]
     for path in tmp_path.glob("q.jsonl*"):

@@ -1,4 +1,7 @@
 import json
+import os
+import signal
+import threading
 
 import pytest
 
@@ -8,6 +11,18 @@ from sgqlm.cli import common
 
 def load(*words):
     return common.load_config(words)
+
+
+def test_sigterm_is_no_error_to_go_on_after():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(errors.SgqlmError, match="SIGTERM") as caught, common.stoppable("kept"):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(1)
+        except Exception as error:  # as where one image or judge of many may fail
+            raise AssertionError from error
+    assert (caught.value.code, caught.value.why) == (errors.PREEMPTED, "kept")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def message(*words):

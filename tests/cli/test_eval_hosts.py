@@ -59,7 +59,7 @@ def alone(trained, ours, tmp_path_factory):
 
 def test_two_processes_on_meshes_write_the_file_of_one(trained, ours, alone, tmp_path):
     out, logs = tmp_path / "out", tmp_path / "logs"
-    started = start(2, words(trained, ours, out, "--batch-size=3", "--mesh=data=2"), logs)
+    started = start(2, words(trained, ours, out, "--batch-size=2", "--mesh=data=2"), logs)
     assert launching.finish(started, timeout=100) == [0, 0], said(logs) + said(logs, 1)
     assert bytes_of(out) == bytes_of(alone)
     for name in TASKS.split(","):
@@ -87,21 +87,26 @@ def progress(folder):
 
 
 def test_a_folder_in_which_an_evaluation_works_is_refused(trained, ours, tmp_path, capsys):
-    (tmp_path / "seed").mkdir()
+    for name in ("seed", "scenes"):
+        (tmp_path / name).mkdir()
     script = (
         "import pathlib, sys; from sgqlm.data import lock\n"
-        "with lock.hold(pathlib.Path(sys.argv[1]), 'it', ''): print('held', flush=True); input()"
+        "with lock.hold(pathlib.Path(sys.argv[1]), 'it', ''), "
+        "lock.hold(pathlib.Path(sys.argv[2]), 'it', ''): print('held', flush=True); input()"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "seed" / sharing.LOCK)]
+    files_held = [str(tmp_path / name / sharing.LOCK) for name in ("seed", "scenes")]
+    command = [sys.executable, "-c", script, *files_held]
     with subprocess.Popen(
         command, cwd=paths.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout and other.stdout.readline() == "held\n"
         assert main.main(words(trained, ours, tmp_path)) == errors.USAGE
         assert main.main(words(trained, ours, tmp_path, tasks="pope,seed")) == errors.USAGE
+        few = ("--limit=2", "--batch-size=2", f"--checkpoint={trained}", f"--out={tmp_path}")
+        assert main.main(["eval", "--tasks=scenes", *few]) == errors.USAGE
         other.communicate("\n")
     seen = capsys.readouterr().err
-    assert seen.count("the folder of the results is locked by process") == 2
+    assert seen.count("the folder of the results is locked by process") == 3
     assert not list(tmp_path.rglob("*.jsonl")) and not (tmp_path / "pope").exists()
 
 

@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import os
+import signal
+import time
 
 import pytest
 
@@ -130,7 +133,7 @@ def test_llava_bench_is_judged_in_one_command(wild, service, capsys):
     assert run("score", reviews, "--task=llava_wild", f"--out={second}") == errors.OK
     assert told(second)["score"] == report["score"] and told(second)["judge"] == report["judge"]
     again = [*wild_words(wild), f"--judge=replay:{record}", f"--reviews={wild / 'new.jsonl'}"]
-    assert run(*again, f"--out={second}", "--judge-parallel=3") == errors.OK
+    assert run(*again, f"--out={second}") == errors.OK
     assert (wild / "new.jsonl").read_bytes() == reviews.read_bytes()
     assert told(second)["judging"]["backend"] == "replay"
     assert told(second)["judge"] == report["judge"]
@@ -159,6 +162,21 @@ def test_a_failing_service_loses_nothing(wild, service, capsys):
     path = wild / "model_some-judge-review.jsonl"
     assert run(*wild_words(wild), *other, f"--reviews={path}") == errors.DATA
     assert "differs in" in capsys.readouterr().err
+
+
+def test_a_stopped_grading_asks_nothing_twice(wild, service, capsys):
+    def answer(body):
+        if len(service.asked) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+        return "8 4"
+
+    service.answers = answer
+    assert run(*wild_words(wild), *at(service)) == errors.PREEMPTED
+    assert "SIGTERM" in capsys.readouterr().err
+    reviews = wild / "model_some-judge-review.jsonl"
+    assert len(reviews.read_text().splitlines()) == 1
+    assert run(*wild_words(wild), *at(service)) == errors.OK and len(service.asked) == 4
 
 
 def test_a_service_that_is_busy_is_asked_again_in_parallel(wild, service):
@@ -291,6 +309,12 @@ def test_mmbench_asks_the_judge_where_no_rule_helps(tmp_path, service, capsys):
         (["--judge=replay:none.jsonl"], "no such file"),
         (["--judge=http://localhost:1/v1", "--judge-model=m", "--judge-runs=0"], "below 1"),
         (["--judge=http://localhost:1/v1", "--judge-model=m", "--judge-prompt=x"], "no such file"),
+        (["--judge-max-tokens=0"], "give --judge too"),
+        (["--judge=replay:none.jsonl", "--judge-model=m"], "--judge-model is of a judge that"),
+        (["--judge=replay:none.jsonl", "--judge-parallel=2"], "not of replay:"),
+        (["--judge=replay:none.jsonl", "--judge-record=r.jsonl"], "not of replay:"),
+        (["--judge=replay:none.jsonl", "--judge-tries=2"], "not of replay:"),
+        (["--judge=openai", f"--judge-prompt={__file__}"], "that of llava_wild is a .json"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_asked(wild, words, message, capsys, monkeypatch):
@@ -307,6 +331,8 @@ def test_what_needs_no_judge_or_other_files(wild, capsys):
     path = wild / "model.jsonl"
     assert run("score", path, "--task=seed", *judge) == errors.USAGE
     assert "needs no judge" in capsys.readouterr().err
+    assert run(*wild_words(wild), f"--reviews={wild / 'r.jsonl'}") == errors.USAGE
+    assert "--reviews is of a judge" in capsys.readouterr().err
     assert run("score", path, "--task=llava_wild", *judge) == errors.USAGE
     assert "no questions and no contexts" in capsys.readouterr().err
     assert run(*wild_words(wild)[:3], *judge, "--annotations", wild / "none") == errors.USAGE
@@ -319,14 +345,29 @@ def test_what_needs_no_judge_or_other_files(wild, capsys):
     assert run("score", wild / "done.jsonl", path, "--task=llava_wild") == errors.USAGE
 
 
-def test_a_replayed_judge_is_asked_one_by_one(tmp_path):
+def test_flags_are_of_the_judge_and_the_benchmarks_that_are_scored(tmp_path):
     parser = argparse.ArgumentParser()
     judge_flags.add(parser)
     files.lines(tmp_path / "r.jsonl", [{"prompt": "p", "judge": "m", "reply": "1"}])
-    args = parser.parse_args([f"--judge=replay:{tmp_path / 'r.jsonl'}", "--judge-parallel=4"])
-    found = judge_flags.settings(args, ["mmvet", "gqa"])
+    by = f"--judge=replay:{tmp_path / 'r.jsonl'}"
+    found = judge_flags.settings(parser.parse_args([by]), ["mmvet", "gqa"])
     assert found.parallel == 1 and found.runs == 1 and not found.is_open
     assert judge_flags.settings(parser.parse_args([]), ["gqa"]).is_open
+    for name in ("rule.json", "again.json", "prompt.txt"):
+        (tmp_path / name).write_text("{}")
+    prompts = [f"--judge-prompt={tmp_path / name}" for name in ("rule.json", "prompt.txt")]
+    args = parser.parse_args([by, *prompts])
+    assert (
+        judge_flags.settings(args, ["mmvet", "llava_wild"]).prompt("mmvet") == args.judge_prompt[1]
+    )
+    for words, tasks, message in (
+        (prompts, ["mmvet"], "rule.json"),
+        (prompts[:1], ["mmbench"], "mmbench take none"),
+        ([prompts[0], f"--judge-prompt={tmp_path / 'again.json'}"], ["llava_wild"], "one prompt"),
+        (["--judge-runs=2"], ["mmbench"], "--judge-runs is of llava_wild"),
+    ):
+        with pytest.raises(errors.SgqlmError, match=message):
+            judge_flags.settings(parser.parse_args([by, *words]), tasks)
 
 
 @pytest.mark.slow
@@ -336,13 +377,15 @@ def test_questions_answers_and_grades_in_one_command(tmp_path, service, capsys):
     folder = root / "llava-bench-in-the-wild"
     place = tmp_path / "run" / "checkpoints"
     checkpoint.save(place, meta, model.params, tokenizer=model.tokenizer.model_bytes)
+    words = ["--tasks=llava_wild", f"--checkpoint={tmp_path / 'run'}", f"--root={root}"]
+    words += [f"--out={tmp_path / 'out'}", "--max-new-tokens=4", "--template=trained"]
+    words += ["--entities=none", "--batch-size=4", *at(service)]
+    assert run(*words) == errors.USAGE and not (tmp_path / "out" / "llava_wild").exists()
+    assert "no contexts and no references" in capsys.readouterr().err
     files.lines(
         folder / "context.jsonl", [{"image": f"00{n}.jpg", "caption": "c"} for n in range(3)]
     )
     files.lines(folder / "answers_gpt4.jsonl", [{"question_id": n, "text": "r"} for n in range(3)])
-    words = ["--tasks=llava_wild", f"--checkpoint={tmp_path / 'run'}", f"--root={root}"]
-    words += [f"--out={tmp_path / 'out'}", "--max-new-tokens=4", "--template=trained"]
-    words += ["--entities=none", "--batch-size=4", *at(service)]
     service.answers += ["8 4", 500]
     assert run(*words) == errors.RESOURCES
     assert "not scored" in capsys.readouterr().out

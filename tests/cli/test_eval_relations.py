@@ -43,6 +43,14 @@ def test_the_task_is_measured_resumed_and_scored_again(place, capsys, tmp_path):
     assert told["task"] == "relations" and told["images"] == 3 and 0 <= told["R@20"] <= 1
     assert run(*words, "--calibrate") == errors.USAGE
     assert "is_calibrated" in capsys.readouterr().err
+    *lines, last = (tmp_path / eval_relations.ANSWERS).read_text().splitlines(keepends=True)
+    failed = {"key": json.loads(last)["key"], "row": 0, "error": "the disk was away"}
+    whole = "".join([*lines, last])
+    (tmp_path / eval_relations.ANSWERS).write_text("".join(lines) + json.dumps(failed) + "\n")
+    assert run(*words, "--retry", "--calibrate") == errors.USAGE
+    assert "the disk was away" in (tmp_path / eval_relations.ANSWERS).read_text()
+    assert run(*words, "--retry") == errors.OK
+    assert (tmp_path / eval_relations.ANSWERS).read_text() == whole
     again = [f"--data={place / 'built'}", "--task", "relations", f"--out={tmp_path / 'b.json'}"]
     assert run("score", tmp_path / eval_relations.ANSWERS, *again) == errors.OK
     assert json.loads((tmp_path / "b.json").read_text()) == told
@@ -114,7 +122,11 @@ def test_mistakes_are_told(place, capsys, tmp_path):
         (("--tasks=relations",), errors.USAGE, "--data"),
         (("--tasks=scenes,gqa",), errors.USAGE, "--root"),
         (("--tasks=scenes,relations", "--root={place}"), errors.USAGE, "--root is a flag of bench"),
-        (("--tasks=scenes,relations", "--retry"), errors.USAGE, "--retry is a flag of bench"),
+        (("--tasks=scenes", "--retry"), errors.USAGE, "--retry is a flag of bench"),
+        (("--tasks=scenes", "--entities=none"), errors.USAGE, "--entities is a flag of bench"),
+        (("--tasks=scenes", "--data={place}/built"), errors.USAGE, "--data is a flag of rel"),
+        (("--tasks=scenes", "--out={place}/x.json"), errors.USAGE, "name of a file"),
+        (("--tasks=scenes", "--config.text.template=plain"), errors.USAGE, "the checkpoint says"),
         (("--tasks=scenes,gqa", "--root={place}", "--mode=sgcls"), errors.DATA, "questions of gqa"),
         (("--tasks=scenes,scene",), errors.USAGE, "--root"),
         (("--tasks=scenes,relations", "--data={place}/none"), errors.DATA, ""),
@@ -131,7 +143,7 @@ def test_mistakes_in_a_list_are_told_before_the_model_is_read(
 ):
     given = [word.format(place=place) for word in words]
     nowhere = (f"--checkpoint={tmp_path / 'nowhere'}", f"--out={tmp_path / 'out'}")
-    assert run(*given, *nowhere) == code
+    assert run(*nowhere, *given) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -34,7 +34,7 @@ def test_a_report_is_written(place, capsys):
     assert run(*words) == errors.OK
     assert "measured here" in capsys.readouterr().out
     page = (place / "runs" / "evaluation.html").read_text()
-    assert page.count("data:image/") == 2 and "2 questions are not fully right" in page
+    assert page.count("data:image/") == 2 and "2 questions not fully right" in page
     assert "is 10 |" not in page and "Is there a 10 | &lt;b&gt;" in page
     told = json.loads((place / "runs" / "evaluation.json").read_text())
     assert [part["name"] for part in told["reports"]] == ["a", "b"]
@@ -108,7 +108,7 @@ def test_two_models_are_compared(place, capsys):
     assert "+16.67" in capsys.readouterr().out and not (place / "out").exists()
     assert run(*words, "--out", place / "out", "--images", place / "images") == errors.OK
     page = (place / "out" / "comparison.html").read_text()
-    assert "2 questions are better in b; 2 of them" in page and page.count("data:image/") == 2
+    assert "2 questions better in b; 2 of them" in page and page.count("data:image/") == 2
     told = json.loads((place / "out" / "comparison.json").read_text())
     assert told["tasks"][0]["better"] == 2
     assert (place / "out" / "comparison.md").read_text().startswith("# Comparison")
@@ -131,6 +131,8 @@ def test_mistakes_are_told(place, capsys):
         (["report", runs, out, "--entities", runs], errors.USAGE, "--images"),
         (["report", runs, out, "--images", place / "none"], errors.USAGE, "no such folder"),
         (["report", runs, out, "--picture", "x"], errors.USAGE, "--picture"),
+        (["report", runs, out, "--graphs=3"], errors.USAGE, "--graphs needs a model"),
+        (["report", runs, out, "--base", runs], errors.USAGE, "--base needs a model"),
         (["report", runs, "--out", runs / "a" / "pope.json"], errors.USAGE, "is a file"),
         (["report", runs, "--out", place / "x.html"], errors.USAGE, "name of a file"),
         (["compare", runs, runs, "--out", place / "x.json"], errors.USAGE, "name of a file"),

@@ -1,14 +1,17 @@
 """`sgqlm eval --tasks=...` on small benchmarks in their official formats, as a user types it."""
 
 import json
+import os
 import shutil
+import signal
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 from sgqlm import errors
-from sgqlm.cli import eval_tasks, main
+from sgqlm.cli import eval_model, eval_tasks, main
 from sgqlm.data import graphs, records
 from sgqlm.evals import benchmark
 from tests.evals import benchmark_files as files
@@ -158,7 +161,7 @@ def test_the_batch_changes_no_text_and_a_stopped_run_goes_on(
 def test_self_asked_questions_stand_in_front_and_are_not_asked_twice(
     trained, ours, answered, tmp_path, capsys
 ):
-    words = (*FAST, "--self-questions=2", "--round-tokens=4")
+    words = (*FAST, "--self-questions=2", "--round-tokens=4", "--batch-size=2")
     assert run(trained, ours, "seed", tmp_path, *words) == errors.OK
     first = answers(tmp_path, "seed")
     notes = [line["metadata"]["self_questions"] for line in first]
@@ -250,6 +253,9 @@ def test_errors_are_noted_and_asked_again_on_request(trained, ours, tmp_path, ca
         (("--tasks=pope", "--limit=-1"), errors.USAGE, "--limit is below 0"),
         (("--tasks=pope", "--self-questions=-1"), errors.USAGE, "--self-questions is below 0"),
         (("--tasks=pope", "--round-tokens=0"), errors.USAGE, "--round-tokens is below 1"),
+        (("--tasks=pope", "--round-tokens=9"), errors.USAGE, "is of self-asked questions"),
+        (("--tasks=pope", "--config.model.image_fit=pad"), errors.USAGE, "the checkpoint says"),
+        (("--tasks=pope", "--config.eval.batch_size=0"), errors.USAGE, "a batch of 0"),
         (("--tasks=pope", "--nonsense=1", "--entities=none"), errors.USAGE, "--nonsense"),
         (("--tasks=pope", "--entities=none"), errors.USAGE, "had no --max-new-tokens"),
         (("--tasks=pope,seed", "--questions=/dev/null"), errors.USAGE, ""),
@@ -264,6 +270,19 @@ def test_mistakes_are_told_before_the_work(trained, ours, tmp_path, capsys, word
     assert main.main(["eval", *given, *words]) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_sigterm_leaves_with_the_code_for_another_start(
+    trained, ours, tmp_path, capsys, monkeypatch
+):
+    def stop(source):
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(1)
+
+    monkeypatch.setattr(eval_model, "load", stop)
+    assert run(trained, ours, "pope", tmp_path / "out", *FAST) == errors.PREEMPTED
+    told = capsys.readouterr().err
+    assert "stopped by SIGTERM" in told and "the answers so far are kept" in told
 
 
 def test_a_folder_without_images_is_refused(trained, ours, tmp_path, capsys):

@@ -1,3 +1,5 @@
+import os
+import signal
 import threading
 
 import pytest
@@ -40,3 +42,22 @@ def test_what_was_answered_beside_an_error_is_kept(parallel):
     assert sorted([*seen, 1]) == sorted(asked) and len(asked) < 6
     if parallel > 1:
         assert 2 in seen
+
+
+def test_what_is_under_way_at_a_signal_is_kept():
+    """The answers that were asked for come before the interrupt, which is no failed item."""
+    asked, go_on = [], threading.Event()
+
+    def ask(item):
+        asked.append(item)
+        if item == 2:
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+            threading.Timer(0.2, go_on.set).start()
+        assert go_on.wait(10)
+        return item
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        for item, _ in asking.each(ask, range(20), 3):
+            seen.append(item)
+    assert seen == [0, 1, 2] == sorted(asked)

@@ -244,3 +244,19 @@ def test_genuine_captions_and_lists(tmp_path):
     (tmp_path / "results_20130124.token").write_text("".join(texts))
     found = read("flickr30k", tmp_path / "results_20130124.token", names)
     assert len(found.items) == 50 and found.items[0].id == "1016887272.jpg"
+
+
+def test_results_of_the_coco_program_and_answers_of_llava(tmp_path):
+    said = [{"image_id": 42, "caption": None}, {"image_id": 7, "caption": "A dog."}]
+    path = tmp_path / "results.json"
+    for value in (said, {"imgToEval": {"a": said[0], "b": said[1]}}):
+        path.write_text(json.dumps(value))
+        assert [(one.key, one.text) for one in caption_files.results(path)] == [
+            ("42", ""),
+            ("7", "A dog."),
+        ]
+    path.write_text(json.dumps({"42": "A cat."}))
+    assert [one.text for one in caption_files.results(path)] == ["A cat."]
+    path.write_text(json.dumps([*said, {"image_id": 9}]))
+    with pytest.raises(errors.SgqlmError, match="`caption`"):
+        caption_files.results(path)

@@ -108,7 +108,8 @@ def test_ids_that_do_not_fit_are_told_apart(root, library):
 
 def test_results_of_others_are_scored_over_their_images_of_the_whole_file(root, library, capsys):
     path = root / "results.json"
-    files.value(path, [{"image_id": 42, "caption": "A cat."}, {"image_id": 7, "caption": "A dog."}])
+    said = [{"image_id": 42, "caption": None}, {"image_id": 7, "caption": "A dog."}]
+    files.value(path, {"imgToEval": {str(record["image_id"]): record for record in said}})
     texts = {7: "A dog runs.", 8: "A bird.", 42: "A cat sits."}
     told = [{"image_id": n, "id": n, "caption": text} for n, text in texts.items()]
     whole = {"images": [{"id": n} for n in texts], "annotations": told}
@@ -118,7 +119,8 @@ def test_results_of_others_are_scored_over_their_images_of_the_whole_file(root, 
     assert main.main(words) == errors.OK
     seen = capsys.readouterr().out
     assert "over the answered ones of the 3 images" in seen and "CIDEr-D uncut" in seen
-    assert set(json.loads((root / "r.json").read_text())["items"]) == {"7", "42"}
+    told = json.loads((root / "r.json").read_text())
+    assert set(told["items"]) == {"7", "42"} and told["details"]["42"]["given"] == ""
 
 
 def test_a_part_of_the_questions_is_scored_alone(root, library):
@@ -148,6 +150,12 @@ def test_reports_compare_and_show_captions(root, library, tmp_path, capsys):
     assert main.main(["eval", "report", both[1], f"--out={tmp_path / 'pages'}"]) == errors.OK
     text = (tmp_path / "pages" / "evaluation.md").read_text()
     assert "CIDEr-D" in text and "interval" in text and "A cat sleeps on a laptop." in text
+    assert "the 5 lowest scores of 5" in text
+    part = json.loads((tmp_path / "pages" / "evaluation.json").read_text())["reports"][0]
+    charts = {
+        family["title"]: [row["name"] for row in family["rows"]] for family in part["families"]
+    }
+    assert charts["CIDEr-D"] == ["uncut"] and "BLEU-4" in charts["uncut"]
 
 
 def test_genuine_captions_are_nearest_to_themselves(tmp_path, library):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sgqlm.evals import columns, itemised
+from sgqlm.evals import columns, itemised, statistics
 from sgqlm.evals.metrics import mme
 
 
@@ -27,4 +27,4 @@ def test_points_of_images_with_two_questions():
 
 def test_a_share_of_a_part():
     means = np.array([[0.25, 0.5]])
-    assert columns.ratio(means) == 0.5 and columns.only(means) == 0.25
+    assert columns.ratio(means) == 0.5 and statistics.only(means) == 0.25

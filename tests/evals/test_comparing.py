@@ -29,7 +29,7 @@ def test_names_come_from_folders(tmp_path):
     reports.pope(tmp_path / "x" / "a", RIGHT)
     reports.pope(tmp_path / "x" / "b" / "pope", RIGHT, name="report")
     (tmp_path / "x" / "other.json").write_text("[1]")
-    found, other = measured.find([tmp_path / "x"])
+    found, other, _ = measured.find([tmp_path / "x"])
     assert [(one.name, one.task) for one in found] == [("a", "pope"), ("b", "pope")]
     assert str(tmp_path / "x" / "other.json") in other and len(other) == 3 and found[0].score == 1
     assert measured.find([tmp_path / "x" / "b"])[0][0].name == "b"
@@ -68,7 +68,7 @@ def test_f1_has_an_interval_clustered_by_image(two):
     assert comparing.interval(first, {})[0] is None
     swapped = {"random/1": 0.0, **{k: v for k, v in first.items.items() if k != "random/1"}}
     other = dataclasses.replace(first, items=swapped)
-    assert "do not give the score" in comparing.interval(other, items)[1]
+    assert "scores alone do not give mean F1" in comparing.interval(other, items)[1]
 
 
 def test_files_that_changed_give_no_items(two):

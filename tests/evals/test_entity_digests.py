@@ -36,18 +36,18 @@ def store(folder, job, change=""):
 @pytest.mark.parametrize("name", ["seed", "mmbench"])
 def test_a_changed_picture_is_refused_before_anything_is_asked(job, tmp_path, name):
     asked = job(name)
-    good = benchmark.with_entities(asked, store(tmp_path / "good", asked))
-    assert len(good.entities.get(asked.questions[0])) == 1
+    good = benchmark.Entities(store(tmp_path / "good", asked), asked)
+    assert len(good.get(asked.questions[0])) == 1
     name = asked.questions[1].image
     with pytest.raises(errors.SgqlmError, match="those of another image") as told:
-        benchmark.with_entities(asked, store(tmp_path / "bad", asked, change=name))
+        benchmark.Entities(store(tmp_path / "bad", asked, change=name), asked)
     assert told.value.code == errors.DATA and name in told.value.where
 
 
 def test_a_picture_that_changes_during_the_run_gets_no_entities(job, tmp_path):
     asked = job("seed")
-    ready = benchmark.with_entities(asked, store(tmp_path / "s", asked))
+    ready = benchmark.Entities(store(tmp_path / "s", asked), asked)
     question = asked.questions[0]
     asked.place.image(question).write_bytes(benchmark_files.picture(3))
     with pytest.raises(errors.SgqlmError, match="those of another image"):
-        ready.entities.get(question)
+        ready.get(question)

@@ -103,6 +103,38 @@ def test_a_judge_grades_what_was_answered(tmp_path):
     assert json.loads(path.read_text())["score"]["judge"].startswith("fixed, prompt ")
 
 
+def test_a_submission_that_cannot_be_written_ends_nothing(place, tmp_path, monkeypatch):
+    def fail(*given):
+        raise errors.SgqlmError("no such ids", code=errors.DATA)
+
+    monkeypatch.setattr(finishing.submissions, "write", fail)
+    found = done(place, tmp_path / "out")
+    assert found.submission is None and found.score and found.code == errors.DATA
+    assert (
+        found.notes[0].startswith("no submission is written: ") and "no such ids" in found.notes[0]
+    )
+
+
+def test_a_judge_that_could_not_grade_is_told_before_and_after(tmp_path):
+    root = files.make(tmp_path / "root", ["llava_wild"])
+    folder = root / "llava-bench-in-the-wild"
+    place = tasks.locate(tasks.get("llava_wild"), root)
+    jobs, by = [benchmark.prepare(place)], Fixed()
+    with pytest.raises(errors.SgqlmError, match="no contexts and no references") as told:
+        finishing.check_judge(jobs, judging.Settings(by=by))
+    assert str(folder) in str(told.value)
+    finishing.check_judge(jobs, judging.Settings())  # nobody asked for a judge
+    assert judged(place, tmp_path / "out", by).code == errors.USAGE and not by.asked
+    asked = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    files.lines(folder / "context.jsonl", [{"image": q["image"], "caption": "c"} for q in asked])
+    files.lines(folder / "answers_gpt4.jsonl", [{"question_id": "none", "text": "r"}])
+    place = tasks.locate(tasks.get("llava_wild"), root)
+    with pytest.raises(errors.SgqlmError, match="reference answers do not fit"):
+        finishing.check_judge([benchmark.prepare(place)], judging.Settings(by=by))
+    failed = judged(place, tmp_path / "out", by)
+    assert failed.code == errors.DATA and failed.score is None and not by.asked
+
+
 def test_mmvet_and_mmbench_take_the_judge_too(tmp_path):
     root = files.make(tmp_path / "root", ["mmbench"])
     item = {"imagename": "a.png", "question": "x?", "answer": "y", "capability": ["ocr"]}

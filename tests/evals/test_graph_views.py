@@ -36,6 +36,8 @@ def test_a_model_is_known_by_its_checkpoint(tmp_path):
     assert "unknown checkpoint" in both.why_not(report())
     assert not graph_views.Viewer([one]).why_not(report())  # the user says whose answers they are
     assert "without entities" in both.why_not(report(checkpoint=newest, entities="none"))
+    rounds = report(checkpoint=newest, self_questions={"rounds": 2})
+    assert "self-asked rounds" in both.why_not(rounds)
     assert both.views(report(), {}, pictures.Pictures(None, None)) == ({}, [both.why_not(report())])
     with pytest.raises(errors.SgqlmError, match="no such model"):
         graph_views.Viewer([str(tmp_path / "none")])

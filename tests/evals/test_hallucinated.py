@@ -108,6 +108,8 @@ def test_own_lists_and_their_faults(tmp_path):
         ([{"id": 1, "objects": ["dog"]}, {"id": 1, "objects": ["cat"]}], "stands twice"),
         ({"annotations": [{"image_id": 1, "category_id": 3}], "categories": []}, "category 3"),
         ({"annotations": [{"image_id": 1}], "categories": []}, "category_id"),
+        ({"annotations": [], "categories": [], "images": [{"x": 1}]}, "`id`"),
+        ({"annotations": [], "categories": [], "images": 5}, "no list"),
     ],
 )
 def test_files_of_another_kind(tmp_path, value, message):

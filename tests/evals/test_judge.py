@@ -68,7 +68,7 @@ def test_files_that_are_no_replies(tmp_path):
 
 
 def test_the_judge_is_what_the_user_names(service, monkeypatch):
-    with pytest.raises(judge.NeedsJudge):
+    with pytest.raises(errors.SgqlmError, match="needs a judge"):
         judge.make("none").complete(ASKED, **SETTINGS)
     monkeypatch.delenv(judge.MODEL, raising=False)
     monkeypatch.setenv(judge.URL, f"http://127.0.0.1:{service.server_port}/v1")

@@ -27,6 +27,7 @@ from sgqlm.evals import (
     lmms_eval_entities,
     lmms_eval_plugin,
     ranking,
+    self_questioning,
 )
 from sgqlm.scenes import render, world
 from sgqlm.train import checkpoint
@@ -172,11 +173,12 @@ def test_draws_belong_to_the_request_not_to_the_batch(adapter):
         [row] * 3,
         max_new_tokens=ROOM,
         sampling=sample.Sampling(2.0, 0, 0.9),
-        seed=0,
+        seed=self_questioning.seed_of(0, "ours/test, document 0, round 0"),
         batch_size=2,
     )
     assert adapter.generate_until([asked(0, options) for _ in range(3)]) == wanted
     assert len(set(wanted)) == 3
+    assert adapter.generate_until([asked(3, options), asked(0, options)])[1:] == wanted[:1]
     greedy = adapter.generate_until([asked(0), asked(0, {"do_sample": False, "temperature": 2.0})])
     assert greedy[0] == greedy[1]
 
@@ -218,6 +220,24 @@ def test_rounds_are_prompts_of_their_own(adapter, expected):
     ]
     (one,), (first, second) = adapter.generate_until_multi_round(requests)
     assert [one, first, second] == [expected[0], expected[1], expected[3]]
+
+
+def test_draws_of_a_round_depend_on_no_other_document(adapter):
+    def following(document, *, previous_output, round_idx, previous_round_info):
+        return visual(document), "How many?", round_idx > document["image"], previous_output, None
+
+    def rounds(*numbers):
+        options = {**GREEDY, "do_sample": True, "temperature": 2.0}
+        requests = [
+            request("How many?", options, visual, following, i, "ours", "test") for i in numbers
+        ]
+        return adapter.generate_until_multi_round(requests)
+
+    (alone,) = rounds(1)
+    assert len(set(alone)) == 2  # of the same prompt
+    assert rounds(0, 1)[1] == alone
+    first, second = rounds(1, 1)
+    assert first == alone != second
 
 
 def test_likelihoods_are_those_of_the_logits(adapter):

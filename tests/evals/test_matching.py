@@ -26,8 +26,11 @@ def test_letters_are_read_kept_and_not_asked_for_again(tmp_path):
     assert [temperature for *_, temperature in by.asked] == [0, 0, 0.5, 1.0]
     assert list(matching.letters(ROWS, test_judged.Listed(), path)) == found
     assert json.loads(path.read_text().splitlines()[1])["content"] == "well"
-    changed = [{**ROWS[0], "prediction": "fur"}]
-    with pytest.raises(errors.SgqlmError, match="index 7 differs in prompt_hash"):
-        list(matching.letters(changed, test_judged.Listed(), path))
     with pytest.raises(errors.SgqlmError, match="differs in judge"):
         list(matching.letters(ROWS, test_judged.Listed(name="other"), path))
+    changed, by = [{**ROWS[0], "prediction": "fur"}, ROWS[1]], test_judged.Listed("A")
+    again = list(matching.letters(changed, by, path))
+    assert {line["index"]: line["letter"] for line in again} == {"7": "A", "1000007": ""}
+    path.write_text('{"index": "7"}\n')
+    with pytest.raises(errors.SgqlmError, match="letter"):
+        list(matching.letters(ROWS, test_judged.Listed(), path))

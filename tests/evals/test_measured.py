@@ -23,11 +23,9 @@ def test_unfinished_and_unscored_results_are_told(tmp_path):
         measured.read(path)
     assert "not scored: no annotations" in told.value.why
     reports.pope(tmp_path / "m", "ny" * 6)
-    found, other = measured.find([tmp_path])
-    assert len(found) == 1 and not any("vqav2" in name for name in other)
-    assert (
-        len(measured.left_out([tmp_path])) == 2 and measured.left_out([tmp_path / "m.json"]) == []
-    )
+    found, other, left = measured.find([tmp_path])
+    assert len(found) == 1 and not any("vqav2" in name for name in other) and len(left) == 2
+    assert measured.find([found[0].path])[2] == []
 
 
 def test_an_empty_folder_and_foreign_json(tmp_path):
@@ -38,6 +36,46 @@ def test_an_empty_folder_and_foreign_json(tmp_path):
     with pytest.raises(errors.SgqlmError) as told:
         measured.find([tmp_path])
     assert "1 json files, none with" in told.value.why
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("notes", 3),
+        ("notes", "text"),
+        ("answers", 3),
+        ("annotations", {"a": 1}),
+        ("sha256", ["x"]),
+        ("groups", [1]),
+        ("settings", [1]),
+        ("figures", [1]),
+        ("figures", {"a": {"value": 1, "count": "many"}}),
+        ("faults", {"missing": 3}),
+        ("details", [1]),
+        ("details", {"0": [1]}),
+        ("details", {"0": {"kinds": 3}}),
+        ("details", {"0": {"kinds": "abc"}}),
+    ],
+)
+def test_a_damaged_report_is_told(tmp_path, field, value):
+    path = tmp_path / "m" / "r.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"task": "gqa", "score": 0.5, "items": {"0": 0.5}, field: value}))
+    with pytest.raises(errors.SgqlmError, match="the report is damaged") as told:
+        measured.find([tmp_path])
+    assert told.value.code == errors.DATA and str(path) in told.value.where
+
+
+def test_what_may_be_left_empty(tmp_path):
+    inner = {"task": "gqa", "score": None, "items": {"0": 0.5}, "notes": None, "groups": None}
+    inner["details"] = {"0": {"kinds": None, "question": None, "given": 7}}
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"task": "gqa", "score": inner, "notes": 3, "failed": 2}))
+    report = measured.read(path)
+    assert report.notes == [] and measured.items_of(report)[0]["0"].given == "7"
+    path.write_text(json.dumps({"task": "gqa", "score": None, "settings": {}, "notes": 3}))
+    with pytest.raises(errors.SgqlmError, match="there are no reports"):
+        measured.find([tmp_path])
 
 
 def test_a_report_may_tell_its_own_questions_charts_and_unit(tmp_path):

@@ -112,7 +112,7 @@ def test_a_folder_of_results_is_a_report_beside_others(measured, tmp_path, monke
         changed.setattr(model, "respond", _silent)
         eval_scenes.measure(model, settings, source, tmp_path / "scenes")
     assert path.read_text() == before
-    (found,), _ = report_files.find([tmp_path])
+    (found,), *_ = report_files.find([tmp_path])
     assert (found.task, found.metric) == ("scenes", "accuracy")
     with pytest.raises(errors.SgqlmError, match="another evaluation"):
         eval_scenes.measure(model, settings, source, tmp_path / "scenes", limit=2)

@@ -158,6 +158,19 @@ def test_a_model_predicts_and_a_second_run_repeats_nothing(data, tmp_path):
     assert again == whole
 
 
+def test_what_is_no_fault_of_an_image_ends_the_run(data, tmp_path, monkeypatch):
+    def fail(*_):
+        raise errors.SgqlmError("no memory is left", code=code)
+
+    monkeypatch.setattr(ranking, "open_picture", fail)
+    path, chosen, code = tmp_path / "a.jsonl", settings(pairs="annotated"), errors.RESOURCES
+    with pytest.raises(errors.SgqlmError, match="no memory"):
+        predict(data, chosen, path)
+    assert answers.read(path)[1] == []
+    code = errors.DATA
+    assert ["no memory" in line["error"] for line in predict(data, chosen, path)] == [True] * 3
+
+
 def test_the_prompt_is_that_of_training(data, items):
     talks = records.ConversationStore(data.folder / "conversations", "test")
     asked = {turn["value"] for row in range(len(talks)) for turn in talks[row].turns}

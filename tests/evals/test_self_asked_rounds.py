@@ -8,7 +8,7 @@ import pytest
 from sgqlm import errors
 from sgqlm import model as model_lib
 from sgqlm.decode import ask, inputs
-from sgqlm.evals import benchmark, questions, scenes, self_asked_rounds, tasks
+from sgqlm.evals import benchmark, questions, scenes, self_asked_rounds, sharing, tasks
 from tests import tiny_model
 
 ROUNDS = self_asked_rounds.Rounds(count=2, tokens=4)
@@ -60,7 +60,7 @@ def job(*named):
 
 
 def answering(model, wanted, rounds=ROUNDS):
-    return self_asked_rounds.answering(model, wanted, CHOSEN, rounds, batch_size=4)
+    return self_asked_rounds.answering(model, wanted, CHOSEN, rounds, batch_size=2)
 
 
 def shown(model, row):
@@ -128,7 +128,7 @@ def test_rounds_are_real_turns_of_the_model_and_alike_in_any_batch(trained, imag
     notes = [said.metadata[self_asked_rounds.KEY] for said in found[:3]]
     assert notes[0] == notes[2] != notes[1]  # one dialogue an image
     assert [note["turns"] for note in notes] == [list(row.turns[:-1]) for row in last[0][:3]]
-    assert respond([1], rows[1:2]) == found[1:2]
+    assert answering(trained, wanted)([1], rows[1:2]) == found[1:2]
     other = answering(trained, wanted, dataclasses.replace(ROUNDS, seed=1))
     assert other([1], rows[1:2])[0].metadata != found[1].metadata
 
@@ -149,6 +149,37 @@ def test_the_papers_template_asks_with_the_one_that_can(images):
     assert prompts[2][0].endswith("VUSER: fine</s>  ASSISTANT:")
     assert "curious virtual user" not in prompts[3][0]
     assert prompts[3][0].count("USER: fine ASSISTANT: fine</s>") == 2
+
+
+def test_an_image_is_asked_about_once_for_all_its_questions(images):
+    class Fine(Spy):
+        """Says the same to everything."""
+
+        def respond(self, rows, **more):
+            self.calls.append((rows, more))
+            return ["fine"] * len(rows)
+
+    fine, names = Fine(), ["a", "a", "b", "", "a", "c"]
+    wanted = job(*((name, "what?") for name in names))
+    rows = [asked(images[0]) if name else inputs.Row([inputs.human("hello")]) for name in names]
+    respond = answering(fine, wanted)
+    order = share(wanted, sharing.Team(pathlib.Path()))
+    assert order == [0, 2, 1, 4, 3, 5]
+    found = {}
+    for start in (0, 2, 4):
+        batch = order[start : start + 2]
+        found.update(zip(batch, respond(batch, [rows[at] for at in batch]), strict=True))
+    described = [rows for rows, _ in fine.calls if rows[0].turns[0]["value"] == ask.FIRST_TURN]
+    assert [len(rows) for rows in described if len(rows[0].turns) == 1] == [2, 1]
+    notes = [found[at].metadata.get(self_asked_rounds.KEY) for at in range(6)]
+    assert notes[0] == notes[1] == notes[4] and notes[0] and not notes[3]
+    # an image belongs to one process
+    teams = [sharing.Team(pathlib.Path(), index, 2) for index in range(2)]
+    assert [share(wanted, team) for team in teams] == [[0, 3, 1, 4], [2, 5]]
+
+
+def share(wanted, team):
+    return self_asked_rounds.share(wanted, wanted.chosen, team, batch_size=2)
 
 
 def test_one_bad_image_does_not_stop_the_others(images):

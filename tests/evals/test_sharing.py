@@ -2,8 +2,7 @@
 
 import concurrent.futures
 import json
-import os
-import signal
+import pathlib
 import socket
 import subprocess
 import sys
@@ -95,15 +94,16 @@ def test_a_process_that_is_gone_is_missed(tmp_path):
         gone.wait()
     folder = tmp_path / "run"
     folder.mkdir()
-    about = {"host": socket.gethostname(), "pid": gone.pid, "beat": 3}
+    space = sharing.pid_space()
+    about = {"host": socket.gethostname(), "space": space, "pid": gone.pid, "beat": 3}
     (folder / "beat-1").write_text(json.dumps(about))
     team = sharing.Team(folder, 0, 2)
     team.check()  # first seen
     with pytest.raises(errors.SgqlmError, match="process 1 of the evaluation is gone") as caught:
         team.check()
     assert "start the same command again" in caught.value.fix and team.has_lost
-    # of another: after a while without a sign
-    about |= {"host": "elsewhere"}
+    # of another, or of another container of this name: after a while without a sign
+    about |= {"space": "elsewhere"}
     (folder / "beat-1").write_text(json.dumps(about))
     team = sharing.Team(folder, 0, 2, watch_seconds=0.2)
     team.check()
@@ -144,13 +144,20 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
         pass
 
 
-def test_sigterm_ends_with_the_code_for_another_start(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(errors.SgqlmError, match="SIGTERM") as caught, sharing.join([tmp_path]):
-        os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(1)
-    assert caught.value.code == errors.PREEMPTED
-    assert signal.getsignal(signal.SIGTERM) == before
+def test_a_sign_that_is_gone_or_not_yet_shown_is_none(tmp_path, monkeypatch):
+    team, read = sharing.Team(tmp_path, 0, 2), pathlib.Path.read_text
+
+    def gone(path, *args, **more):
+        if path.name == "beat-1":
+            raise FileNotFoundError(path)  # its process ended between two looks
+        return read(path, *args, **more)
+
+    for name in ("beat-1", "failed-1"):
+        (tmp_path / name).write_text("")
+    team.check()
+    (tmp_path / "beat-1").write_text("{}")
+    monkeypatch.setattr(pathlib.Path, "read_text", gone)
+    team.check()
 
 
 def write(path, *keys, head=HEAD):
@@ -173,6 +180,15 @@ def test_answers_are_those_of_all_files(tmp_path):
     found = sharing.wait_for(path, ["7", "1"])
     assert [line["text"] for line in found] == ["progress.10.jsonl", "progress.jsonl"]
     team = sharing.Team(tmp_path, 2, 4)
+    # another process writes: what the disk does not show yet is waited for, and never cut
+    theirs = tmp_path / "progress.2.jsonl"
+    theirs.write_text(json.dumps(HEAD) + '\n{"key": "5", ')
+    with theirs.open("a") as file, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waited = pool.submit(sharing.wait_for, path, ["5"])
+        threading.Event().wait(0.1)
+        file.write('"text": "late"}\n')
+        file.flush()
+        assert waited.result()[0]["text"] == "late"
     assert sharing.own_file(path, team).name == "progress.2.jsonl"
     assert sharing.own_file(path, sharing.Team(tmp_path)) == path
 

@@ -125,7 +125,7 @@ def test_large_sets_are_quick():
 def test_few_units_give_no_interval():
     images = [n // 5 for n in range(20)]
     few = statistics.bootstrap([0.0, 1.0] * 10, groups=images)
-    assert few.units == 4 and "4 images are fewer than the 5" in few.doubt("images")
+    assert few.units == 4 and "fewer images (4) than the 5" in few.doubt("images")
     enough = statistics.bootstrap([0.0, 1.0] * 10)
     assert enough.units == 20 and not enough.doubt() and "20 questions only" in enough.caution()
     assert not statistics.bootstrap([0.0, 1.0] * 15).caution()

@@ -106,3 +106,6 @@ def test_mmbench_as_a_sheet(tmp_path, sheet):
     submissions.write("mmbench", say(tmp_path, {5: "A"}), out, sheet)
     rows = list(openpyxl.load_workbook(out).active.iter_rows(values_only=True))
     assert rows[0][6] == "prediction" and rows[1][:1] == (5,) and rows[1][6] == "A"
+    submissions.write("mmbench", say(tmp_path, {5: "A\x07\x1b.\tB"}), out, sheet)
+    rows = list(openpyxl.load_workbook(out).active.iter_rows(values_only=True))
+    assert rows[1][6] == "A.\tB"

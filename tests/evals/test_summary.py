@@ -9,7 +9,7 @@ WRONG = "nynynynynyyn"
 
 
 def build(path, **options):
-    found, _ = measured.find([path])
+    found = measured.find([path])[0]
     return summary.build(found, [measured.items_of(one) for one in found], **options)
 
 
@@ -19,7 +19,7 @@ def test_the_table_shows_only_what_has_a_source(tmp_path):
     header, rows, notes = summary.cells(done["table"])
     assert header == ["model", "pope", "source"] and rows[0][0] == "mine"
     assert rows[0][1].startswith("83.3 (") and rows[0][1].endswith("[1]")
-    assert notes[0] == "[1] over 12 of 8,910 questions; judged by gpt-x"
+    assert notes[0] == "[1] over 12 of 8,910 questions; judge: gpt-x"
     by_name = {row[0]: row for row in rows}
     assert by_name["LLaVA-1.5-7B"][1:] == ["85.9", "model zoo of LLaVA"]
     assert by_name["ShareGPT4V-7B"][2] == "see notes" and "somebody else" in " ".join(notes)
@@ -59,6 +59,73 @@ def test_families_of_each_benchmark():
     ]  # fmt: skip
     told = families.grouped("any", ["a", "b", "rec"], {"a": "one", "b": "one"})
     assert told == [("one", ["a", "b"]), ("parts", ["rec"])]
+
+
+def write(path, scores, **fields):
+    """Write a report that tells its own questions; by default with CIDEr-D, which goes to 10."""
+    value = {"task": "nocaps", "metric": "CIDEr-D", "score": sum(scores) / len(scores)}
+    value |= {"items": {str(at): score for at, score in enumerate(scores)}, "unit": "x 100"}
+    value["details"] = {key: {"wanted": f"w{key}", "given": f"g{key}"} for key in value["items"]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value | fields))
+    return path
+
+
+def test_where_nothing_is_wrong_the_lowest_scores_are_shown(tmp_path):
+    write(tmp_path / "mine" / "r.json", [0.5, 9.0, 0.25, 1.2, 3.0])
+    done = build(tmp_path, wrong=3)
+    part = done["reports"][0]
+    assert [row["id"] for row in part["wrong"]["shown"]] == ["2", "0", "3"]
+    assert summary.wrong_title(part) == "the 3 lowest scores of 5"
+    assert summary.graded(part, 1.2) == ("CIDEr-D 120.00", "")
+    assert "| 3 |  | w3 | g3 | CIDEr-D 120.00 |" in summary.markdown(done)
+    share = {"task": "llava_wild", "unit": "%"}
+    for name, scores, fields, is_open in (
+        ("a ratio to a reference", [0.5, 0.75], share, True),
+        ("a share of something else", [0.5, 1.0], {**share, "task": "mmvet"}, False),
+        ("a share that is none", [0.5, 1.5], {**share, "task": "mmvet"}, True),
+    ):
+        write(tmp_path / "mine" / "r.json", scores, **fields)
+        part = build(tmp_path)["reports"][0]
+        assert part["is_open"] == is_open, name
+    assert summary.graded({"is_open": False}, 1.0) == ("score 1.00", "good")
+
+
+def test_what_a_report_does_not_tell_is_not_made_up(tmp_path):
+    path = write(tmp_path / "m" / "r.json", [0.5, 1, 1], unit="%", details={"0": {"kinds": ["a"]}})
+    part = build(tmp_path)["reports"][0]
+    told = "1 question not fully right (the report does not tell what was asked)"
+    assert summary.wrong_title(part) == told and part["wrong"]["shown"] == [
+        {"id": "0", "score": 0.5}
+    ]
+    write(path, [0.5, 0.5, 1], unit="%", details={"0": {"wanted": "w"}, "1": {"wanted": "v"}})
+    rows = build(tmp_path)["reports"][0]["wrong"]["shown"]
+    assert [row["wanted"] for row in rows] == ["w", "v"] and not any("given" in row for row in rows)
+    write(path, [0.5, 0.5, 1], unit="%", details={"0": {"given": "g"}, "1": {"wanted": "v"}})
+    assert [r["given"] for r in build(tmp_path)["reports"][0]["wrong"]["shown"]] == ["g", None]
+    write(path, [1, 1], unit="%", details={})
+    assert summary.wrong_title(build(tmp_path)["reports"][0]) == "every answer is fully right"
+
+
+def test_a_full_bar_is_a_round_number():
+    assert families.highest("gqa", "parts", [99.9, None, 0.0]) == 100
+    assert [families.highest("nocaps", "t", [top]) for top in (100, 101, 359.9, 501, 1001)] == [
+        100, 200, 500, 1000, 1001,
+    ]  # fmt: skip
+    assert families.highest("mme", "categories", [150.0]) == 200
+    assert families.highest("mme", "perception", [1500.0]) == 2000
+
+
+def test_names_in_a_chart_leave_out_its_title(tmp_path):
+    figures = {
+        name: {"value": 0.5, "count": 1}
+        for name in ("total", "integration ocr_math", "BLEU-4 uncut")
+    }
+    groups = {"integration ocr_math": "integrations", "BLEU-4 uncut": "uncut"}
+    write(tmp_path / "m" / "r.json", [0.5], unit="%", figures=figures, groups=groups)
+    part = build(tmp_path)["reports"][0]
+    names = [[row["name"] for row in family["rows"]] for family in part["families"]]
+    assert names == [["ocr_math"], ["BLEU-4"]]
 
 
 def test_models_stand_side_by_side(tmp_path):

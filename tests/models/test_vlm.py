@@ -240,6 +240,13 @@ def test_presets_have_the_published_sizes():
     assert presets.get("vicuna_7b").num_image_tokens == 576
 
 
+def test_the_tree_of_shapes_is_the_callers_own():
+    cfg = presets.get("tiny")
+    changed = vlm.param_shapes(cfg)
+    del changed["llm"]
+    assert "llm" in vlm.param_shapes(cfg)
+
+
 def test_unknown_preset_names_the_known_ones():
     with pytest.raises(Exception, match="vicuna_7b"):
         presets.get("vicuna")

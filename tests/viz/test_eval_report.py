@@ -44,6 +44,8 @@ def test_several_models_share_a_chart_and_long_families_are_cut():
     rows = [{"name": str(n), "value": 1.0, "count": 1, "interval": None} for n in range(65)]
     found = eval_report.charts([{"title": "t", "highest": 100, "rows": rows}], "%")
     assert len(found) == 3 and "t, % (1 to 22 of 65)" in found[0]
+    long = [{"title": "t", "highest": 500, "rows": rows[:1]}]
+    assert "t, x 100, full bar: 500" in eval_report.charts(long, "x 100")[0]
     assert sum(card.count("<title>") for card in found) == 65
 
 
@@ -70,15 +72,17 @@ def test_a_graph_has_labels_weights_and_shades():
 def cards():
     image = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
     found = {"id": "1" * 80, "question": "q " + "x" * 90, "wanted": "<i>", "kinds": ['a"b']}
-    yield eval_report.item(found, (image, "image"), [("given", None, 0.0), ("b", "", 1.0)])
-    yield eval_report.item({"id": "2"}, (None, ""), [("given", None, 0.3)])
+    grades = ("score 0.00", "bad"), ("score 1.00", "good")
+    said = [("given", None, grades[0]), ("b", "", grades[1])]
+    yield eval_report.item(found, (image, "image"), said)
+    yield eval_report.item({"id": "2"}, (None, ""), [("given", "not known", ("score 0.30", ""))])
 
 
 def test_cards_escape_and_tell_what_is_not_known():
     first, second = cards()
     assert "&lt;i&gt;" in first and "no answer" in first and "(empty)" in first
     assert "data:image/" in first and 'data-kinds="[&quot;a\\&quot;b&quot;]"' in first
-    assert "not known" in second and "score 0.30" in second and "<img" not in second
+    assert "not known" in second and "given, score 0.30" in second and "<img" not in second
     assert eval_report.browser("nothing is wrong", [], []) == eval_report.pages.note(
         "nothing is wrong"
     )

@@ -36,18 +36,12 @@ class Scores:
         per_item: the same names -> id -> value; the mean is the value, but for BLEU and METEOR.
         tokeniser: what cut the text into words; scores under `simple` are not the published ones.
         left_out: metric or program -> why it was not used.
-        missing: ids with references and no prediction; they are in no score.
-        unknown: ids with a prediction and no references; they are in no score.
-        empty: ids whose prediction is empty; they are in all scores.
     """
 
     values: dict[str, float]
     per_item: dict[str, dict[Hashable, float]]
     tokeniser: str
     left_out: dict[str, str]
-    missing: list
-    unknown: list
-    empty: list
 
 
 def pre_caption(text: str, max_words: int = MAX_WORDS) -> str:
@@ -78,19 +72,6 @@ def read_references(value: Any) -> dict[Hashable, list[str]]:
     return dict(found)
 
 
-def read_results(value: Any) -> dict[Hashable, str]:
-    """Return id -> caption of COCO's result form, `[{"image_id": 1, "caption": "..."}, ...]`.
-
-    Raises:
-        SgqlmError: it is of another form, or an image has two captions.
-    """
-    records = _records(value, "results")
-    counts = collections.Counter(key for key, _ in records)
-    if doubled := [str(key) for key, count in counts.items() if count > 1]:
-        raise _wrong(f"{len(doubled)} images have two captions", ", ".join(doubled[:5]))
-    return dict(records)
-
-
 def read_flickr(lines: Iterable[str]) -> dict[Hashable, list[str]]:
     """Return image name -> captions of Flickr30k's token file, `name.jpg#0<tab>caption` a line.
 
@@ -108,20 +89,6 @@ def read_flickr(lines: Iterable[str]) -> dict[Hashable, list[str]]:
     return dict(found)
 
 
-def domains(value: Mapping[str, Any]) -> dict[str, list[Hashable]]:
-    """Return the ids of NoCaps' images by domain: `in-domain`, `near-domain`, `out-domain`.
-
-    Raises:
-        SgqlmError: the file names no domains.
-    """
-    found = collections.defaultdict(list)
-    for image in value.get("images", ()):
-        if not isinstance(image, Mapping) or not {"id", "domain"} <= set(image):
-            raise _wrong("an image has no id or domain", str(image)[:80])
-        found[image["domain"]].append(image["id"])
-    return dict(found)
-
-
 def score(
     predictions: Mapping[Hashable, str],
     references: Mapping[Hashable, Sequence[str]],
@@ -129,7 +96,7 @@ def score(
     metrics: Sequence[str] = METRICS,
     tokeniser: str = "ptb",
 ) -> Scores:
-    """Score captions against references, joined by id.
+    """Score captions against references, joined by id; ids of one alone are in no score.
 
     Args:
         predictions: id -> caption.
@@ -163,10 +130,7 @@ def score(
         for column, (total, each) in _measure(name, true, said).items():
             values[column] = float(total)
             per_item[column] = dict(zip(shared, map(float, each), strict=True))
-    missing = [key for key in references if key not in predictions]
-    unknown = [key for key in predictions if key not in references]
-    empty = [key for key in shared if not predictions[key].strip()]
-    return Scores(values, per_item, tokeniser, left_out, missing, unknown, empty)
+    return Scores(values, per_item, tokeniser, left_out)
 
 
 def _without_java(metrics: Sequence[str], tokeniser: str) -> tuple[str, dict[str, str]]:

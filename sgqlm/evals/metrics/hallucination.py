@@ -22,8 +22,6 @@ class Scores:
         mentions: mentions in all.
         texts: texts in all.
         hallucinated: id -> mentions that are not there, for those with any.
-        missing: ids with objects and no text; they are in no score.
-        unknown: ids of texts without a list of objects; they are in no score.
     """
 
     chair_i: float | None
@@ -32,8 +30,6 @@ class Scores:
     mentions: int
     texts: int
     hallucinated: dict[Hashable, list[str]]
-    missing: list
-    unknown: list
 
 
 def mentions(text: str, names: Mapping[str, str] | Iterable[str]) -> list[str]:
@@ -67,7 +63,7 @@ def mentions(text: str, names: Mapping[str, str] | Iterable[str]) -> list[str]:
 def score(
     said: Mapping[Hashable, Sequence[str]], there: Mapping[Hashable, Collection[str]]
 ) -> Scores:
-    """Measure hallucination, joined by id.
+    """Measure hallucination, joined by id; ids of one alone are in no score.
 
     Args:
         said: id -> objects a text mentions, each as often as it does.
@@ -99,8 +95,6 @@ def score(
         total,
         len(shared),
         wrong,
-        [key for key in there if key not in said],
-        [key for key in said if key not in there],
     )
 
 

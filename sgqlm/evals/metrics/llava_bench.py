@@ -74,14 +74,10 @@ class Summary:
     Attributes:
         groups: `all` and the categories.
         needs_judge: ids of questions that no judge has seen; they are in no mean.
-        missing: ids of questions without a review.
-        unknown: ids of reviews without a question.
     """
 
     groups: dict[str, Group]
     needs_judge: list
-    missing: list
-    unknown: list
 
 
 def parse_score(review: str) -> list[float]:
@@ -178,13 +174,12 @@ def pair(
     return cases
 
 
-def summarise(reviews: Iterable[Mapping], *, expected: Iterable | None = None) -> Summary:
+def summarise(reviews: Iterable[Mapping]) -> Summary:
     """Return the scores of the reviews of one judge.
 
     Args:
         reviews: lines with question_id and `tuple` (or `score`, or the `content` of the reply);
             `category` where there are categories; `needs_judge` where no judge has been asked.
-        expected: ids of all questions; None where the question file is not at hand.
 
     Raises:
         SgqlmError: a question has two reviews, or a line is no review.
@@ -199,14 +194,7 @@ def summarise(reviews: Iterable[Mapping], *, expected: Iterable | None = None) -
         pairs["all"].append(scores)
         if "category" in line:
             pairs[line["category"]].append(scores)
-    ids = list(lines) if expected is None else list(expected)
-    known, given = set(ids), set(lines)
-    return Summary(
-        {name: _group(pairs[name]) for name in sorted(pairs)},
-        open_ids,
-        [key for key in ids if key not in given],
-        [key for key in lines if key not in known],
-    )
+    return Summary({name: _group(pairs[name]) for name in sorted(pairs)}, open_ids)
 
 
 def over_runs(summaries: Sequence[Summary]) -> dict[str, float]:
@@ -237,13 +225,21 @@ def scores_of(line: Mapping) -> list[float]:
     for name in ("tuple", "score"):
         if name in line:
             values = line[name]
-            if isinstance(values, Sequence) and len(values) == 2:
+            if (
+                isinstance(values, list | tuple)
+                and len(values) == 2
+                and all(map(_is_score, values))
+            ):
                 return [float(value) for value in values]
             raise _wrong("a review has no two scores", f"question {line['question_id']}: {name}")
     text = line.get("content", line.get("text"))
     if not isinstance(text, str):
         raise _wrong("a line is no review", f"question {line['question_id']}")
     return parse_score(text)
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _group(pairs: list[list[float]]) -> Group:

@@ -25,7 +25,6 @@ def test_shares_of_what_is_not_there():
     assert found.chair_i == pytest.approx(1 / 4) and found.chair_s == pytest.approx(1 / 3)
     assert found.recall == pytest.approx(2 / 4)
     assert found.hallucinated == {1: ["cat"]} and (found.mentions, found.texts) == (4, 3)
-    assert found.missing == [4] and found.unknown == [9]
     silent = hallucination.score({1: []}, {1: []})
     assert silent.chair_i is None and silent.recall is None and silent.chair_s == 0
     with pytest.raises(errors.SgqlmError, match="no text has"):

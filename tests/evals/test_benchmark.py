@@ -1,0 +1,52 @@
+"""What is asked of a benchmark, and what is refused before an answer is lost."""
+
+import pathlib
+
+import pytest
+
+from sgqlm import errors
+from sgqlm.evals import answers, benchmark, questions, tasks
+
+HEAD = {"task": "gqa", "model": "m"}
+TEXTS = ("a", "ccc", "bb")
+
+
+def job(count=3):
+    found = [questions.Question(at, text, text, "a.jpg") for at, text in enumerate(TEXTS)]
+    here = pathlib.Path()
+    return benchmark.Job(tasks.Place(tasks.get("gqa"), here, here, ()), found, range(count))
+
+
+@pytest.fixture
+def answered(tmp_path):
+    """Return a folder with all answers; that to the second question is an error."""
+    path = tmp_path / benchmark.PROGRESS
+    with answers.AnswerFile(path, HEAD) as out:
+        for at, text in enumerate(TEXTS):
+            out.add({"key": str(at), "text": text, "metadata": {"error": "x"} if at == 1 else {}})
+    return path
+
+
+def test_long_questions_come_first_and_none_twice(tmp_path):
+    assert benchmark.plan(job(), tmp_path, HEAD) == [1, 2, 0]
+    with answers.AnswerFile(tmp_path / benchmark.PROGRESS, HEAD) as out:
+        out.add({"key": "1", "text": "", "metadata": {}})
+    assert benchmark.plan(job(), tmp_path, HEAD) == [2, 0]
+    assert benchmark.plan(job(2), tmp_path, HEAD) == [0]
+
+
+def test_errors_are_forgotten_on_request_unless_the_settings_changed(answered):
+    before = answered.read_text()
+    with pytest.raises(errors.SgqlmError, match="another evaluation"):
+        benchmark.plan(job(), answered.parent, {**HEAD, "model": "n"}, retry=True)
+    assert answered.read_text() == before
+    assert benchmark.plan(job(), answered.parent, HEAD) == []
+    assert benchmark.plan(job(), answered.parent, HEAD, retry=True) == [1]
+    assert [line["key"] for line in answers.read(answered)[1]] == ["0", "2"]
+
+
+def test_a_part_does_not_take_the_place_of_the_whole(answered):
+    before = answered.read_text()
+    with pytest.raises(errors.SgqlmError, match="all 3 questions of gqa") as caught:
+        benchmark.plan(job(1), answered.parent, HEAD, retry=True)
+    assert "--limit" in caught.value.fix and answered.read_text() == before
