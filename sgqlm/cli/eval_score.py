@@ -99,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-mismatch",
         action="store_true",
-        help="leave with 0 although answers are missing (they count as wrong) or unknown",
+        help="take answers that are not to the same questions: unknown ones are left out, missing ones "
+        "count as wrong (LLaVA-Bench leaves them out); no judge is asked about either",
     )
     parser.add_argument(
         "--reviews",

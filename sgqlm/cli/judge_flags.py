@@ -9,7 +9,7 @@ from sgqlm.evals import judge, judging
 
 _OF_SERVICE = ("model", "key_env", "parallel", "record", "timeout", "tries")
 _NUMBERS = ("runs", "parallel", "max_tokens", "timeout", "tries")
-_DETAILS = (*_OF_SERVICE, "runs", "prompt", "max_tokens")
+_DETAILS = (*_OF_SERVICE, "runs", "prompt", "max_tokens", "retry")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +52,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--judge-record", type=pathlib.Path, help="keep replies here, for replay:")
     group.add_argument("--judge-timeout", type=float, help="seconds to wait for a reply (60)")
     group.add_argument("--judge-tries", type=int, help="how often a failing service is asked (6)")
+    group.add_argument(
+        "--judge-retry",
+        action="store_true",
+        default=None,
+        help="ask again where a kept reply of the judge could not be read",
+    )
 
 
 def settings(
@@ -99,6 +105,7 @@ def settings(
         prompts=args.judge_prompt,
         parallel=args.judge_parallel or 1,
         max_tokens=args.judge_max_tokens,
+        retry=bool(args.judge_retry),
     )
 
 

@@ -45,7 +45,7 @@ class Result:
 
     def lack(self, what: str, error: errors.SgqlmError, *, is_failure: bool = True) -> None:
         """Note what there is not, and why."""
-        self.notes.append(f"{what}: " + " ".join(str(error).split()))
+        self.notes.append(f"{what}: {error.line}")
         self.code = max(self.code, error.code) if is_failure else self.code
 
     def lines(self) -> list[str]:
@@ -87,7 +87,7 @@ def finish(
     elif task.submission:
         done.notes.append("no submission is written for a part of the questions (--limit)")
     if task.name in judging.TASKS and not is_judged:
-        done.notes.append(_next(job, folder))
+        done.notes.append(f"not scored: it needs a judge; next: {_next(job, folder, is_whole)}")
     elif not job.place.annotations and task.name not in judging.TASKS:
         why = " and ".join(task.annotations) or "the answers"
         done.notes.append(f"not scored: the annotations ({why}) are not there")
@@ -110,7 +110,10 @@ def check_judge(jobs: Sequence[benchmark.Job], judge: judging.Settings) -> None:
         name = job.place.task.name
         if name in judging.TASKS and not judge.is_open:
             files, asked = _judged_files(job), _asked(job)
-            judging.check(name, files, judge, where=str(job.place.folder), only=asked)
+            ids = [str(question.id) for question in job.questions]
+            judging.check(
+                name, files, judge, where=str(job.place.folder), ids=ids, only=asked
+            )
 
 
 def _asked(job: benchmark.Job) -> list[str] | None:
@@ -162,12 +165,13 @@ def _submit(job: benchmark.Job, folder: pathlib.Path, notes: list[str]) -> pathl
     return path
 
 
-def _next(job: benchmark.Job, folder: pathlib.Path) -> str:
+def _next(job: benchmark.Job, folder: pathlib.Path, is_whole: bool) -> str:
     place = job.place
+    if not is_whole:  # the official files have more questions than were asked
+        return f"the same command with {judging.HOW}; no question is answered again"
     files = " ".join(map(str, _judged_files(job) or [place.folder]))
     return (
-        f"not scored: it needs a judge; next: sgqlm eval score {folder / benchmark.ANSWERS} "
-        f"--task={place.task.name} --annotations {files} {judging.HOW}"
+        f"sgqlm eval score {folder / benchmark.ANSWERS} --task={place.task.name} --annotations {files} {judging.HOW}"
     )
 
 
@@ -185,7 +189,12 @@ def _score(
     files = job.place.annotations
     if job.place.task.name in judging.TASKS:
         return judging.score(
-            job.place.task.name, [path], _judged_files(job), judge, only=_asked(job)
+            job.place.task.name,
+            [path],
+            _judged_files(job),
+            judge,
+            only=_asked(job),
+            allow_mismatch=None,
         )
     if job.place.task.name in caption_files.TASKS:
         asked = {job.questions[at].label for at in job.chosen}

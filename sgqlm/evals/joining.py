@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from sgqlm import errors
 from sgqlm.evals import tables
@@ -19,8 +19,10 @@ class Faults:
         unknown: answered, not annotated.
         repeated: answered more than once, with the same text, or beside the truth in one table.
         empty: answered with nothing.
+        fate: what becomes of the missing ones.
     """
 
+    fate: ClassVar[str] = "count as wrong"
     missing: list[str] = dataclasses.field(default_factory=list)
     unknown: list[str] = dataclasses.field(default_factory=list)
     repeated: list[str] = dataclasses.field(default_factory=list)
@@ -45,7 +47,7 @@ class Faults:
     def lines(self) -> list[str]:
         """Return one line for each kind that there is."""
         told = {
-            "missing": "annotated questions have no answer and count as wrong",
+            "missing": f"annotated questions have no answer and {self.fate}",
             "unknown": "answers are to questions that are not annotated, and are left out",
             "repeated": "ids are answered more than once",
             "empty": "answers are empty",

@@ -1,11 +1,13 @@
 """Benchmarks that a judge grades: ask what is not answered yet, keep every reply at once."""
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
@@ -29,6 +31,7 @@ def resume(
     *,
     fields: Sequence[str],
     parallel: int = 1,
+    again: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield a line for everything that is graded, and append the new ones to a json lines file.
 
@@ -42,14 +45,15 @@ def resume(
         ask: id -> what the reply of the judge adds to its line.
         fields: what every line of the file has, first the name of the id.
         parallel: how many are asked at once.
+        again: tells a line to ask for again; it moves to `replaced` too. None for no line.
 
     Raises:
         SgqlmError: the file has grades of another judge or rule, or the judge fails.
     """
     known = _lines(path, fields)
     same = {k: _is_same(known[k], line, path, k) for k, line in wanted.items() if k in known}
-    if not all(same.values()):
-        for key in (key for key, is_same in same.items() if not is_same):
+    if old := [k for k, is_same in same.items() if not is_same or (again and again(known[k]))]:
+        for key in old:
             chat.append(replaced(path), known.pop(key))
         answers.write(path, list(known.values()))
     yield from (known[key] for key in wanted if key in known)
@@ -70,8 +74,42 @@ def resume(
 
 
 def replaced(path: pathlib.Path) -> pathlib.Path:
-    """Return where grades of answers are kept that are other ones by now."""
+    """Return where grades are kept that were asked for again."""
     return path.with_name(f"{path.stem}-replaced.jsonl")
+
+
+def run_paths(path: pathlib.Path, num_runs: int) -> list[pathlib.Path]:
+    """Return the review files of several runs of a judge. Example: `r.jsonl`, `r-2.jsonl`."""
+    names = [path.name, *(f"{path.stem}-{run + 1}{path.suffix}" for run in range(1, num_runs))]
+    return [path.with_name(name) for name in names]
+
+
+def used(path: pathlib.Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield id and line of all that was graded, what was replaced included."""
+    for file in (path, replaced(path)):
+        yield from ((str(line.get(name)), line) for line in _iterate(file))
+
+
+def skip_used(
+    by: judge.Judge,
+    kept: Iterable[tuple[str, Mapping[str, Any]]],
+    wanted: Mapping[str, Mapping[str, Any]],
+    ask: Callable[[str], Any],
+) -> None:
+    """Let a replay go on after the replies that kept grades were made of; nobody else is asked.
+
+    Args:
+        by: the judge.
+        kept: id and line of every grade.
+        wanted: id -> line with its `prompt_hash`; grades of other prompts took other replies.
+        ask: takes the replies for the grade of an id.
+    """
+    if not isinstance(by, judge.Replay):
+        return
+    for key, line in kept:
+        if key in wanted and line.get("prompt_hash") in (None, wanted[key]["prompt_hash"]):
+            with contextlib.suppress(errors.SgqlmError):  # a grade of replies not recorded here
+                ask(key)
 
 
 def review(
@@ -80,20 +118,24 @@ def review(
     path: str | os.PathLike,
     *,
     rule_hash: str = "",
+    num_runs: int = 1,
     parallel: int = 1,
     max_tokens: int | None = llava_bench.MAX_TOKENS,
+    retry: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the review of every case, and keep it in a review file of LLaVA's form; see `resume`.
+    """Yield the reviews of every case, and keep them in files of LLaVA's form; see `resume`.
 
     A line has what LLaVA's own has, the judge, and the hash of what it was asked.
 
     Args:
         cases: of `llava_bench.pair`.
         by: the judge.
-        path: jsonl file; made if it is not there.
+        path: jsonl file of the first run, see `run_paths`; made if it is not there.
         rule_hash: of the rules in the cases, for reports.
+        num_runs: reviews of every case.
         parallel: cases that are asked at once.
         max_tokens: of a reply.
+        retry: ask again where a kept review has no two scores.
 
     Raises:
         SgqlmError: the file has reviews of another judge or rule, or the judge fails.
@@ -115,7 +157,17 @@ def review(
         content = by.complete(messages, max_tokens=max_tokens, temperature=temperature)
         return {"content": content, "tuple": llava_bench.parse_score(content)}
 
-    yield from resume(wanted, pathlib.Path(path), ask, fields=("question_id",), parallel=parallel)
+    paths, again = run_paths(pathlib.Path(path), num_runs), is_unread if retry else None
+    kept = itertools.chain.from_iterable(used(file, "question_id") for file in paths)
+    skip_used(by, kept, wanted, ask)
+    fields = ("question_id",)
+    for file in paths:
+        yield from resume(wanted, file, ask, fields=fields, parallel=parallel, again=again)
+
+
+def is_unread(line: Mapping[str, Any]) -> bool:
+    """Return whether a review has no two scores."""
+    return tuple(llava_bench.scores_of(line)) == llava_bench.UNPARSABLE
 
 
 def grade(
@@ -128,6 +180,7 @@ def grade(
     head: str = mmvet.HEAD,
     parallel: int = 1,
     max_tokens: int | None = mmvet.MAX_TOKENS,
+    retry: bool = False,
 ) -> Iterator[tuple[str, int]]:
     """Grade the answers to MM-Vet and keep the grades in a file of the official form.
 
@@ -144,6 +197,7 @@ def grade(
         head: the prompt, see `mmvet.official_head`.
         parallel: answers that are graded at once.
         max_tokens: of a reply.
+        retry: ask again where a kept reply is no grade.
 
     Yields:
         Id and number of the run, from 0, of every grade; those of the file first.
@@ -155,13 +209,15 @@ def grade(
     path = pathlib.Path(path)
     _fit(metadata, predictions)
     hashes = {key: _hashes(item, predictions[key], head) for key, item in metadata.items()}
-    grades = _without_replaced(path, hashes, by)
-
+    grades = _without_replaced(path, hashes, by, retry=retry)
     lock = threading.Lock()
 
-    def ask(key: str) -> None:
+    def said(key: str) -> tuple[str, float, bool]:
         texts = metadata[key]["question"], metadata[key]["answer"], predictions[key]
-        content, score, _ = mmvet.grade(*texts, ask=_said_by(by, max_tokens), head=head)
+        return mmvet.grade(*texts, ask=_said_by(by, max_tokens), head=head)
+
+    def ask(key: str) -> None:
+        content, score, _ = said(key)
         with lock:  # see `resume`
             empty = {"model": [], "content": [], "score": []}
             entry = grades.setdefault(key, {**empty, **hashes[key]})
@@ -169,6 +225,9 @@ def grade(
                 entry.setdefault(name, []).append(value)
             _write(grades, path)
 
+    old = ((str(line.get("question_id")), line) for line in _iterate(replaced(path)))
+    kept = itertools.chain(grades.items(), old)
+    skip_used(by, ((k, entry) for k, entry in kept for _ in entry["score"]), hashes, said)
     known = {key: len(grades[key]["score"]) if key in grades else 0 for key in metadata}
     yield from ((key, run) for run in range(num_runs) for key in metadata if run < known[key])
     for run in range(num_runs):
@@ -218,8 +277,12 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     )
 
 
+def _iterate(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    return answers.iterate(path) if path.is_file() else iter(())
+
+
 def _lines(path: pathlib.Path, fields: Sequence[str]) -> dict[str, dict[str, Any]]:
-    lines = list(answers.iterate(path)) if path.is_file() else []
+    lines = list(_iterate(path))
     tables.need(lines, fields, path)
     found = {str(line[fields[0]]): line for line in lines}
     if len(found) < len(lines):
@@ -241,9 +304,9 @@ def _is_same(found: Mapping, wanted: Mapping, path: pathlib.Path, key: str) -> b
 
 
 def _without_replaced(
-    path: pathlib.Path, wanted: Mapping[str, Mapping], by: judge.Judge
+    path: pathlib.Path, wanted: Mapping[str, Mapping], by: judge.Judge, *, retry: bool
 ) -> dict[str, dict[str, Any]]:
-    """Return the grades of a file, once those of other answers are out of it."""
+    """Return the grades of a file, once those to be asked for again are out of it."""
     grades = read_grades(path) if path.is_file() else {}
     names = {name for entry in grades.values() for name in entry.get("model", [])}
     if names - {by.name}:
@@ -254,11 +317,23 @@ def _without_replaced(
         for key, line in wanted.items()
         if key in grades
     }
-    if not all(same.values()):
-        for key in (key for key, is_same in same.items() if not is_same):
-            chat.append(replaced(path), {"question_id": key, **grades.pop(key)})
+    old = {k: [] if ok else range(len(grades[k]["score"])) for k, ok in same.items()}
+    old |= {k: mmvet.unread(grades[k]) for k, ok in same.items() if ok and retry}
+    for key, runs in old.items():
+        if runs:
+            chat.append(replaced(path), {"question_id": key, **_runs(grades[key], runs)})
+            rest = [run for run in range(len(grades[key]["score"])) if run not in runs]
+            grades[key] = _runs(grades[key], rest)
+    if any(old.values()):
+        grades = {key: entry for key, entry in grades.items() if entry["score"]}
         _write(grades, path)
     return grades
+
+
+def _runs(entry: Mapping[str, Any], runs: Iterable[int]) -> dict[str, Any]:
+    """Return an entry of a grade file with some of its runs."""
+    lists = {name: value for name, value in entry.items() if isinstance(value, list)}
+    return {**entry, **{n: [v[run] for run in runs if run < len(v)] for n, v in lists.items()}}
 
 
 def _said_by(by: judge.Judge, max_tokens: int | None) -> Callable[[str, float], str]:

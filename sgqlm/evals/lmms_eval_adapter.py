@@ -329,7 +329,7 @@ class Adapter:
                 error, lmms_eval_entities.NoEntities
             ):
                 raise
-            self._tell(f"{request.where} gets an empty answer: {' '.join(str(error).split())}")
+            self._tell(f"{request.where} gets an empty answer: {error.line}")
             return None
         return row
 

@@ -49,6 +49,7 @@ def letters(
     *,
     parallel: int = 1,
     max_tokens: int | None = MAX_TOKENS,
+    retry: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield what the judge makes of every answer, and keep it in a file; see `judged.resume`.
 
@@ -59,6 +60,7 @@ def letters(
             which is empty where no reply names an option; made if it is not there.
         parallel: rows that are asked at once.
         max_tokens: of a reply.
+        retry: ask again where no reply names an option.
 
     Raises:
         SgqlmError: the file is of another judge or prompt, or the judge fails.
@@ -83,5 +85,12 @@ def letters(
                 return {"content": reply, "letter": letter}
         return {"content": reply, "letter": ""}
 
-    fields = ("index", "letter")
-    yield from judged.resume(wanted, pathlib.Path(path), ask, fields=fields, parallel=parallel)
+    file, fields = pathlib.Path(path), ("index", "letter")
+    judged.skip_used(by, judged.used(file, "index"), wanted, ask)
+    again = is_unread if retry else None
+    yield from judged.resume(wanted, file, ask, fields=fields, parallel=parallel, again=again)
+
+
+def is_unread(line: Mapping[str, Any]) -> bool:
+    """Return whether the judge named neither an option nor Z."""
+    return not line["letter"]

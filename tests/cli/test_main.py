@@ -124,3 +124,9 @@ def test_exit_code_reaches_the_shell():
     )
     assert done.returncode == errors.USAGE
     assert done.stderr.startswith("error: unknown verb")
+
+
+def test_an_error_fits_on_one_line():
+    error = errors.SgqlmError("no such file", where="a.json", why="it was moved", fix="correct it")
+    assert error.line == "no such file (a.json): it was moved; correct it"
+    assert errors.SgqlmError("no\n  file").line == "no file"

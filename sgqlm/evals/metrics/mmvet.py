@@ -159,6 +159,15 @@ def grade(
     return reply, 0.0, False
 
 
+def unread(entry: Mapping[str, Any]) -> list[int]:
+    """Return the runs of an entry of a grade file whose reply was no grade; they count as 0."""
+    contents, scores = entry.get("content", ()), entry["score"]
+    if len(contents) != len(scores):  # some grades are of a file that holds no replies
+        return []
+    pairs = enumerate(zip(contents, scores, strict=True))
+    return [run for run, (text, score) in pairs if parse(str(text)) != score]
+
+
 def summarise(
     grades: Mapping[str, Mapping[str, Sequence]],
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
