@@ -20,6 +20,7 @@ from typing import Any, Literal
 from sgqlm import config, errors
 
 _FLAG = "--config"
+_AGAIN_SECONDS = 0.05
 # endings by which somebody means a file
 _FILES = {".json", ".jsonl", ".html", ".md", ".txt", ".csv", ".tsv", ".xlsx", ".gz"}
 
@@ -34,7 +35,9 @@ class Terminated(KeyboardInterrupt):
 def stoppable(why: str) -> Iterator[None]:
     """End the work at SIGTERM with the exit code after which a launcher starts it again.
 
-    Signals can be caught in the main thread only; in another one nothing changes.
+    Python drops an exception that a signal raises in a callback of its garbage collector, such as
+    that of jax: SIGTERM and Ctrl-C are then given again. Signals can be caught in the main thread
+    only; in another one nothing changes.
 
     Args:
         why: the work may end there, for the message.
@@ -49,13 +52,23 @@ def stoppable(why: str) -> Iterator[None]:
     def stop(number, frame):
         raise Terminated
 
+    def again(dropped):
+        number = numbers.get(dropped.exc_type)
+        if number is None:
+            hook(dropped)
+        else:  # later, and not here, where it would be dropped as well
+            threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
+
+    numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
     before = signal.signal(signal.SIGTERM, stop)
+    hook, sys.unraisablehook = sys.unraisablehook, again
     try:
         yield
     except Terminated as stopped:
         fix = "run it again: the same command goes on from there"
         raise errors.SgqlmError(stopped.what, why=why, fix=fix, code=stopped.code) from None
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
 

@@ -270,7 +270,7 @@ def _one_card(card: cards.Card, root: pathlib.Path | None) -> int:
     for file in card.files:
         needed = "" if file["required"] else ", may be absent"
         size = f", {file['size']}" if "size" in file else ""
-        print(f"  - {file['path']}: {file['what']}{size}{needed}")
+        print(f"  - {cards.names(file)}: {file['what']}{size}{needed}")
     if root:
         folder = cards.place(card, root)
         folder = folder if folder.is_dir() else root  # that of this data set alone

@@ -6,6 +6,7 @@ that the model was trained with.
 
 import argparse
 import dataclasses
+import difflib
 import pathlib
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from sgqlm import config, errors
 from sgqlm import model as model_lib
 from sgqlm.cli import eval_model, eval_relations, eval_scenes
 from sgqlm.evals import scene_graphs
+from sgqlm.evals import tasks as tasks_lib
 
 NAMES = (eval_scenes.TASK, scene_graphs.TASK)
 # flags that all tasks have; those of relations are told, and the rest is the benchmarks'
@@ -59,12 +61,21 @@ def names_of(tasks: str) -> tuple[list[str], tuple[str, ...]]:
     """Return the benchmarks of official files that --tasks names, and those of `NAMES`.
 
     Raises:
-        SgqlmError: it names none.
+        SgqlmError: it names none, or one that is not known.
     """
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     if not names:
         raise errors.SgqlmError("no task is named", where="--tasks")
     files = [name for name in names if name not in NAMES]
+    known = (*tasks_lib.TASKS, *NAMES)
+    for name in files:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise errors.SgqlmError(
+                f"there is no benchmark {name!r}",
+                where="--tasks",
+                fix=(f"did you mean {near[0]}? " if near else "") + "known: " + ",".join(known),
+            )
     return files, tuple(name for name in names if name in NAMES)
 
 
@@ -98,7 +109,8 @@ def prepare(
     found = None
     if scene_graphs.TASK in names:
         found = eval_relations.prepare(args, is_alone=is_alone, has_files=bool(files))
-    folders = tuple(found.folder if found and is_alone else out / name for name in names)
+    place = found.folder if found and is_alone else out
+    folders = tuple(place / name for name in names)
     return Own(names, found, folders)
 
 

@@ -68,7 +68,7 @@ def prepare(args: argparse.Namespace, *, is_alone: bool, has_files: bool) -> Pre
 
     Args:
         args: with the flags of `add_flags`, and `entities`, `limit` and `out`.
-        is_alone: whether no other task is measured; --out is then the folder of this one.
+        is_alone: whether no other task is measured; the default --out names data and mode then.
         has_files: whether benchmarks are measured too; --entities is then first of all theirs, and
             DIR/relations is that of the relations.
 

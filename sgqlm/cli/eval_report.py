@@ -8,7 +8,7 @@ from typing import Any
 
 from sgqlm import errors
 from sgqlm.cli import common
-from sgqlm.evals import comparing, graph_views, measured, pictures, report, summary
+from sgqlm.evals import comparing, comparison, graph_views, measured, pictures, report, summary
 from sgqlm.train import progress
 from sgqlm.viz import eval_report, pages
 
@@ -55,6 +55,7 @@ def run(argv: list[str]) -> int:
     found = summary.build(reports, known, wrong=args.wrong)
     seen = _seen(found, reports, [items for items, _ in known], drawer, viewer, args.graphs)
     body = _report_body(found, [items for items, _ in known], drawer, seen)
+    _tell_missed(drawer)
     print("\n".join(_lines(*summary.cells(found["table"])[:2])))
     document = eval_report.page("Evaluation", body)
     _write(args.out, "evaluation", found, document, summary.markdown(found))
@@ -101,26 +102,35 @@ def compare(argv: list[str]) -> int:
     common.refuse_rest(rest, ("--out", "--wrong", "--images", "--entities"))
     _check(args)
     pairs, notes = _pairs(args.first, args.second)
+    pairs = comparison.named(pairs)
     known = [[measured.items_of(one)[0] for one in pair] for pair in pairs]
     drawer = _drawer(args, [first or second for first, second in known])
     done = comparing.adjusted(
         comparing.compare(*pair, items=(items[0], items[1]))
         for pair, items in zip(pairs, known, strict=True)
     )
-    found = summary.compared(done, known, notes)
-    print("\n".join(_lines(*summary.comparison_cells(found))))
-    print("\n".join(summary.comparison_notes(found)))
+    found = comparison.compared(done, known, notes)
+    print("\n".join(_lines(*comparison.cells(found))))
+    print("\n".join([*comparison.notes(found), *comparison.caveats(found)]))
     if args.out:
         body = _compared_body(found, [first or second for first, second in known], drawer, args)
         document = eval_report.page("Comparison", body)
-        text = summary.comparison_markdown(found, most=args.wrong)
+        text = comparison.markdown(found, most=args.wrong)
+        _tell_missed(drawer)
         _write(args.out, "comparison", found, document, text)
     return errors.OK
 
 
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=pathlib.Path, help="folder of the benchmark's images")
-    parser.add_argument("--entities", type=pathlib.Path, help="entity store, drawn on --images")
+    parser.add_argument(
+        "--images", type=pathlib.Path,
+        help="folder of the benchmark's images; of several benchmarks the root of them all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--entities", type=pathlib.Path,
+        help="entity store, drawn on --images; of several benchmarks a folder of stores that are "
+        "called as the tasks",
+    )  # fmt: skip
 
 
 def _drawer(args: argparse.Namespace, known: Sequence[measured.Items]) -> pictures.Pictures:
@@ -129,6 +139,11 @@ def _drawer(args: argparse.Namespace, known: Sequence[measured.Items]) -> pictur
         fix = "name their folder with --images"
         raise errors.SgqlmError("entities are drawn on images", where="--entities", fix=fix)
     return pictures.Pictures(args.images, args.entities)
+
+
+def _tell_missed(drawer: pictures.Pictures) -> None:
+    for line in drawer.missed_lines():
+        print(line, file=sys.stderr)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -224,10 +239,11 @@ def _report_body(
 def _compared_body(
     found: Mapping[str, Any], known: Sequence, drawer: pictures.Pictures, args: argparse.Namespace
 ) -> list[str]:
-    body = [eval_report.scores(*summary.comparison_cells(found), summary.comparison_notes(found))]
+    body = [eval_report.scores(*comparison.cells(found), comparison.notes(found))]
     for at, (part, items) in enumerate(zip(found["tasks"], known, strict=True)):
         names = [part[which]["name"] for which in ("first", "second")]
-        body.append(eval_report.section(at, part["task"], part["notes"], ()))
+        lines = [comparison.headline(part), *part["notes"]]
+        body.append(eval_report.section(at, part["task"], lines, ()))
         for way in ("better", "worse"):
             shown = part["changed"][way][: args.wrong]
             cards = [

@@ -52,7 +52,8 @@ def run(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return errors.DATA
-    return errors.OK
+    is_open = done.more.get("judging", {}).get("needs_judge", 0) > 0
+    return errors.DATA if done.score is None and "judge" in done.more and not is_open else errors.OK
 
 
 def _take_synonyms(args: argparse.Namespace) -> None:
@@ -99,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-mismatch",
         action="store_true",
-        help="take answers that are not to the same questions: unknown ones are left out, missing ones "
-        "count as wrong (LLaVA-Bench leaves them out); no judge is asked about either",
+        help="leave with 0 although answers are missing (they count as wrong; LLaVA-Bench leaves "
+        "them out) or unknown (left out); no judge is asked about either",
     )
     parser.add_argument(
         "--reviews",

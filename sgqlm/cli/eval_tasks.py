@@ -104,7 +104,10 @@ class _Run:
         name, path = self.job.place.task.name, self.folder / benchmark.PROGRESS
         known, total = len(self.job.chosen) - len(todo), len(self.job.chosen)
         if known and team.is_main:
-            print(f"{name}: {known} of {total} questions have an answer in {path}", file=sys.stderr)
+            told = f"{name}: {known} of {total} questions have an answer in {path}"
+            if failed := benchmark.count_errors(self.job, self.folder):
+                told += f"; {failed} have an error and an empty one (--retry asks them again)"
+            print(told, file=sys.stderr)
         own, label = sharing.share(todo, team), name
         if self_asked_rounds.KEY in self.about:
             own = self_asked_rounds.share(self.job, todo, team, batch_size=size)
@@ -159,7 +162,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=pathlib.Path, help="folder (default runs/eval/MODEL)")
     parser.add_argument(
-        "--limit", type=int, default=0, help="questions of a task; of MMBench, items with all rolls"
+        "--limit",
+        type=int,
+        default=0,
+        help="questions of a task; of MMBench, items with all rolls (default 0: all)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=0,
@@ -199,7 +205,9 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("limit", "batch_size", "max_new_tokens", "self_questions"):
         if getattr(args, name) < 0:
             flag = "--" + name.replace("_", "-")
-            raise errors.SgqlmError(f"{flag} is below 0", where=flag, fix="leave it out, or give 1")
+            raise errors.SgqlmError(
+                f"{flag} is below 0", where=flag, fix="leave it out, or give 0, which is the same"
+            )
     if args.round_tokens < 1:
         raise errors.SgqlmError("--round-tokens is below 1", where="--round-tokens")
     if args.round_tokens != _ROUND_TOKENS and not args.self_questions:

@@ -1,5 +1,7 @@
 """The command `sgqlm`: finds the verb, runs it, and turns its failure into an exit code."""
 
+import atexit
+import contextlib
 import difflib
 import errno
 import importlib
@@ -44,7 +46,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see `sgqlm.errors`.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _run(list(argv))
+    stopped: list[int] = []
+    atexit.register(_end, stopped)  # first: functions of atexit run in reverse order
+    code = _run(sys.argv[1:])
+    if code in (errors.PREEMPTED, errors.INTERRUPTED):
+        stopped.append(code)
+    return code
+
+
+def _end(stopped: list[int]) -> None:
+    """End a process that a signal stopped, once all others have done their work at exit.
+
+    XLA compiles in threads of its own. A signal leaves one of them at work, and Python would then
+    take away the client that it uses: that ends in a segmentation fault, not in the exit code.
+    """
+    for code in stopped:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def _run(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:

@@ -188,7 +188,8 @@ def _dropped(model: source.Source, format: Format, out, options: Options) -> lis
         raise errors.SgqlmError(
             f"this model has {len(found)} parts that {format!r} cannot hold: " + ", ".join(found),
             where=str(out),
-            fix="export as `sgqlm`, or leave them out with --drop-extras: it is another model then",
+            fix='export as `sgqlm` (format="sgqlm" in Python), or leave them out with '
+            "--drop-extras (options=exporting.Options(drop_extras=True)): it is another model then",
             code=errors.CHECKPOINT,
         )
     return found

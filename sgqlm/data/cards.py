@@ -25,7 +25,8 @@ class Card:
         source: where the data comes from.
         licence: terms of data and annotations.
         files: expected files, `{"path": glob, "required": bool, "what": str}` each, optionally with
-            `sha256`.
+            `sha256`, and with `or`: what else will do, a glob or a list of globs that go together
+            each.
         rest: all other entries.
     """
 
@@ -56,12 +57,17 @@ def load(path: str | os.PathLike) -> Card:
     try:
         values = json.loads(path.read_text("utf-8"))
         known = {key: values.pop(key) for key in ("name", "title", "source", "licence", "files")}
-        faulty = [file for file in known["files"] if not {"path", "required", "what"} <= set(file)]
+        faulty = [file for file in known["files"] if not _is_file(file)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _problem(path, f"{type(error).__name__}: {error}") from error
     if faulty:
-        raise _problem(path, f"a file without path, required or what: {faulty[0]}")
+        why = f"a file without path, required or what, or with an `or` that is no list: {faulty[0]}"
+        raise _problem(path, why)
     return Card(**known, rest=values)
+
+
+def _is_file(value: Mapping[str, Any]) -> bool:
+    return {"path", "required", "what"} <= set(value) and isinstance(value.get("or", []), list)
 
 
 def folder() -> pathlib.Path:
@@ -160,24 +166,41 @@ def place(card: Card, root: pathlib.Path) -> pathlib.Path:
     return found[0] if found else root / next(iter(names))
 
 
+def names(file: Mapping[str, Any]) -> str:
+    """Return a file of a card and what else will do in words: `a.json, b.json or c with d`."""
+    *most, last = [" with ".join(way) for way in _ways(file)]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _ways(file: Mapping[str, Any]) -> list[list[str]]:
+    """Return the files that go together, for each way to have what a card wants."""
+    return [way if isinstance(way, list) else [way] for way in (file["path"], *file.get("or", ()))]
+
+
 def missing_files(card: Card, folder: str | os.PathLike) -> list[str]:
     """Compare a folder with the files its card expects.
 
     Returns:
-        One line per required file that is missing and per file with another checksum.
+        One line per required file that is missing, with what stands for it, and per file with
+        another checksum.
     """
     folder, lines = pathlib.Path(folder), []
     for file in card.files:
-        name = file["path"].removeprefix("**/")
-        is_deep = name != file["path"] or name == card.rest.get("json")
-        depths = _DEPTH if is_deep else ("",)
-        found = [path for depth in depths for path in sorted(folder.glob(depth + name))]
-        if not found and file["required"]:
-            lines.append(f"{file['path']}: missing ({file['what']})")
+        ways = ([_found(card, folder, path) for path in way] for way in _ways(file))
+        if file["required"] and not any(all(way) for way in ways):
+            lines.append(f"{names(file)}: missing ({file['what']})")
         if "sha256" in file:
-            changed = [p for p in found if records.file_digest(p) != file["sha256"]]
+            there = _found(card, folder, file["path"])
+            changed = [p for p in there if records.file_digest(p) != file["sha256"]]
             lines += [f"{p.relative_to(folder)}: changed" for p in changed]
     return lines
+
+
+def _found(card: Card, folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    name = pattern.removeprefix("**/")
+    is_deep = name != pattern or name == card.rest.get("json")
+    depths = _DEPTH if is_deep else ("",)
+    return [path for depth in depths for path in sorted(folder.glob(depth + name))]
 
 
 def _problem(path: pathlib.Path, why: str) -> errors.SgqlmError:

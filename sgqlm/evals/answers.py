@@ -77,9 +77,13 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], list[dict[str, Any]]]
     """Return the header and the answers of a file of `AnswerFile`.
 
     Raises:
-        SgqlmError: there is no such file, or a line is no json.
+        SgqlmError: there is no such file, or a line is no json object or has no key.
     """
-    lines = list(iterate(path))
+    numbered = list(_numbered(path, is_ours=True))
+    for number, line in numbered[1:]:
+        if "key" not in line:
+            raise _damaged(path, number, "it has no key", is_ours=True)
+    lines = [line for _, line in numbered]
     if not lines or "task" not in lines[0]:
         raise errors.SgqlmError(
             "the answers have no header",
@@ -96,6 +100,10 @@ def iterate(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
     Raises:
         SgqlmError: there is no such file, or a line is no json object.
     """
+    return (line for _, line in _numbered(path, is_ours=False))
+
+
+def _numbered(path: str | os.PathLike, *, is_ours: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise errors.SgqlmError(
@@ -110,10 +118,10 @@ def iterate(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):  # no line end: a run was killed while it wrote
                 return
-            raise _damaged(path, number, str(error)) from error
+            raise _damaged(path, number, str(error), is_ours=is_ours) from error
         if not isinstance(value, dict):
-            raise _damaged(path, number, "it is no json object")
-        yield value
+            raise _damaged(path, number, "it is no json object", is_ours=is_ours)
+        yield number, value
 
 
 def write(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -121,12 +129,16 @@ def write(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     files.write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def _damaged(path: pathlib.Path, number: int, why: str) -> errors.SgqlmError:
+def _damaged(path: str | os.PathLike, number: int, why: str, *, is_ours: bool) -> errors.SgqlmError:
+    fix = "give a file with one json object a line"
+    if is_ours:  # the first line is the header
+        lost = f"line {number}, and what it answers" if number > 1 else "the file, and all of it"
+        fix = f"delete {lost} is asked again"
     return errors.SgqlmError(
         "a line of the answers cannot be read",
         where=f"{path}:{number}",
         why=why,
-        fix="give a file with one json object a line",
+        fix=fix,
         code=errors.DATA,
     )
 

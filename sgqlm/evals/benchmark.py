@@ -330,6 +330,13 @@ def forget_errors(path: pathlib.Path, about: Mapping[str, Any]) -> None:
             answers.write(file, [head, *kept])
 
 
+def count_errors(job: Job, folder: pathlib.Path) -> int:
+    """Return how many of the chosen questions have an error in place of an answer so far."""
+    found = sharing.known(folder / PROGRESS, is_idle=False)
+    lines = [found[str(at)] for at in job.chosen if str(at) in found]
+    return sum(bool(line.get("metadata", {}).get("error")) for line in lines)
+
+
 def collect(job: Job, folder: pathlib.Path) -> list[dict[str, Any]]:
     """Write the answers of `PROGRESS` to `ANSWERS`, in the order of the questions.
 
@@ -370,7 +377,7 @@ def _row(job: Job, question: questions.Question) -> inputs.Row | str:
             found = job.entities.get(question) if job.entities else None
         return inputs.Row([inputs.human(question.text)], image, found)
     except errors.SgqlmError as error:
-        return " ".join(str(error).split())
+        return error.line
 
 
 def _respond(model, rows: Sequence[inputs.Row | str], room: int, size: int) -> list[Said]:
@@ -387,7 +394,7 @@ def _respond(model, rows: Sequence[inputs.Row | str], room: int, size: int) -> l
         if len(good) > 1:
             given = [_respond(model, [rows[at]], room, size)[0] for at in good]
         else:
-            given = [Said("", " ".join(str(error).split()))]
+            given = [Said("", error.line)]
     for at, said in zip(good, given, strict=True):
         out[at] = said
     return out

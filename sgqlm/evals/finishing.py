@@ -52,7 +52,11 @@ class Result:
         """Return the result as lines of a terminal."""
         out = self.score.lines() if self.score else [f"{self.task}: {len(self.answers)} answers"]
         if self.failed:
-            out.append(f"{len(self.failed)} questions have an error, and an empty answer:")
+            counts = " that counts as it stands" if self.score else ""
+            out.append(
+                f"caution: {len(self.failed)} of {len(self.answers)} questions have an error, and "
+                f"an empty answer{counts}; the same command with --retry asks them again:"
+            )
             out += [f"  {line}" for line in self.failed[: joining.SHOWN]]
         return out + self.notes
 
@@ -94,9 +98,13 @@ def finish(
     else:
         try:
             done.score = _score(job, folder / benchmark.ANSWERS, judge, is_whole=is_whole)
+            if is_judged and done.score.score is None:  # no reply could be read
+                done.code = errors.DATA
         except errors.SgqlmError as error:
             asked = is_judged and task.name in (*judging.TASKS, *judging.MATCHED)
-            done.lack("not scored", error, is_failure=asked)
+            # annotations may be absent, or of another split: the server has the answers of this one
+            is_damaged = error.what == tables.DAMAGED
+            done.lack("not scored", error, is_failure=asked or is_damaged)
     return done
 
 
@@ -111,9 +119,7 @@ def check_judge(jobs: Sequence[benchmark.Job], judge: judging.Settings) -> None:
         if name in judging.TASKS and not judge.is_open:
             files, asked = _judged_files(job), _asked(job)
             ids = [str(question.id) for question in job.questions]
-            judging.check(
-                name, files, judge, where=str(job.place.folder), ids=ids, only=asked
-            )
+            judging.check(name, files, judge, where=str(job.place.folder), ids=ids, only=asked)
 
 
 def _asked(job: benchmark.Job) -> list[str] | None:
@@ -170,9 +176,8 @@ def _next(job: benchmark.Job, folder: pathlib.Path, is_whole: bool) -> str:
     if not is_whole:  # the official files have more questions than were asked
         return f"the same command with {judging.HOW}; no question is answered again"
     files = " ".join(map(str, _judged_files(job) or [place.folder]))
-    return (
-        f"sgqlm eval score {folder / benchmark.ANSWERS} --task={place.task.name} --annotations {files} {judging.HOW}"
-    )
+    named = f"--task={place.task.name} --annotations {files}"
+    return f"sgqlm eval score {folder / benchmark.ANSWERS} {named} {judging.HOW}"
 
 
 def _judged_files(job: benchmark.Job) -> list[pathlib.Path]:

@@ -124,7 +124,7 @@ class Viewer:
                 except errors.SgqlmError as error:
                     if error.code not in (errors.USAGE, errors.DATA):
                         raise
-                    reasons.append(" ".join(str(error).split()))
+                    reasons.append(error.line)
                 if found.store != report.settings.get("entities", found.store):
                     reasons.append("the entities are not those of the answers: another store")
             progress(done)

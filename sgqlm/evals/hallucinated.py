@@ -142,6 +142,7 @@ def read(files: Sequence[pathlib.Path]) -> Objects:
     words = [file for file in files if file.suffix == ".txt"]
     synonyms = dict(pair for file in words for pair in _synonyms(file))
     there: dict[str, set[str]] = {}
+    kinds: list[str] = []
     captions: list[tuple[str, str]] = []
     is_coco = False
     for file in files:
@@ -150,8 +151,8 @@ def read(files: Sequence[pathlib.Path]) -> Objects:
         value = tables.load(file)
         if isinstance(value, Mapping) and isinstance(value.get("annotations"), list):
             is_coco = True
-            found, texts = _coco(value, file)
-            captions += texts
+            found, texts, listed = _coco(value, file)
+            captions, kinds = captions + texts, kinds + listed
         else:
             found = _lists(value, file)
         for key, names in found.items():
@@ -163,7 +164,9 @@ def read(files: Sequence[pathlib.Path]) -> Objects:
             fix="give {id: [objects]} or COCO's instances_val2014.json",
             code=errors.DATA,
         )
-    names = {name: name for part in there.values() for name in sorted(part)} | synonyms
+    present = (name for part in there.values() for name in sorted(part))
+    looked_for = (*present, *(synonyms.get(name, name) for name in kinds))
+    names = {name: name for name in looked_for} | synonyms
     known = Objects(there, {**_phrases(names), **names}, is_coco, [])
     for key, text in captions:
         if key in there:
@@ -198,13 +201,15 @@ def _synonyms(path: pathlib.Path) -> Iterable[tuple[str, str]]:
             yield word, words[0]
 
 
-def _coco(value: Mapping, path: pathlib.Path) -> tuple[dict[str, set[str]], list[tuple[str, str]]]:
-    """Return the objects of each image, and the captions, of a COCO file."""
+def _coco(
+    value: Mapping, path: pathlib.Path
+) -> tuple[dict[str, set[str]], list[tuple[str, str]], list[str]]:
+    """Return the objects of each image, the captions, and all kinds of objects, of a COCO file."""
     rows = value["annotations"]
     tables.need(rows, ("image_id",), path)
     if rows and "caption" in rows[0]:
         tables.need(rows, ("caption",), path)
-        return {}, [(str(row["image_id"]), str(row["caption"])) for row in rows]
+        return {}, [(str(row["image_id"]), str(row["caption"])) for row in rows], []
     tables.need(rows, ("category_id",), path)
     kinds = value.get("categories")
     if not isinstance(kinds, list):
@@ -220,7 +225,7 @@ def _coco(value: Mapping, path: pathlib.Path) -> tuple[dict[str, set[str]], list
         if (kind := str(row["category_id"])) not in names:
             raise tables.damaged(path, f"there is no category {kind}")
         out.setdefault(str(row["image_id"]), set()).add(names[kind])
-    return out, []
+    return out, [], list(names.values())
 
 
 def _lists(value: Any, path: pathlib.Path) -> dict[str, set[str]]:

@@ -184,9 +184,8 @@ def grade(
 ) -> Iterator[tuple[str, int]]:
     """Grade the answers to MM-Vet and keep the grades in a file of the official form.
 
-    Grades that the file has are not asked for again, unless the answer is another one by now: then
-    they move to the file `replaced`. Beside the official fields, an entry has the hashes of the
-    prompt and of its table.
+    What the file has is not asked for again, unless the answer is another one by now: see
+    `replaced`. Beside the official fields, an entry has the hashes of the prompt and of its table.
 
     Args:
         metadata: `mm-vet.json`, id -> {question, answer, capability}.
@@ -203,40 +202,45 @@ def grade(
         Id and number of the run, from 0, of every grade; those of the file first.
 
     Raises:
-        SgqlmError: answers are missing or unknown, the file is of another judge or prompt, or the
-            judge fails.
+        SgqlmError: answers do not fit, the file is of another judge or prompt, the judge fails.
     """
-    path = pathlib.Path(path)
+    path, lock = pathlib.Path(path), threading.Lock()
     _fit(metadata, predictions)
     hashes = {key: _hashes(item, predictions[key], head) for key, item in metadata.items()}
     grades = _without_replaced(path, hashes, by, retry=retry)
-    lock = threading.Lock()
 
-    def said(key: str) -> tuple[str, float, bool]:
+    def said(key: str) -> dict[str, Any]:
         texts = metadata[key]["question"], metadata[key]["answer"], predictions[key]
-        return mmvet.grade(*texts, ask=_said_by(by, max_tokens), head=head)
+        content, score, _ = mmvet.grade(*texts, ask=_said_by(by, max_tokens), head=head)
+        return {"model": by.name, "content": content, "score": score}
 
     def ask(key: str) -> None:
-        content, score, _ = said(key)
+        line = said(key)
         with lock:  # see `resume`
-            empty = {"model": [], "content": [], "score": []}
-            entry = grades.setdefault(key, {**empty, **hashes[key]})
-            for name, value in (("model", by.name), ("content", content), ("score", score)):
+            entry = grades.setdefault(key, {**{name: [] for name in line}, **hashes[key]})
+            for name, value in line.items():
                 entry.setdefault(name, []).append(value)
             _write(grades, path)
 
-    old = ((str(line.get("question_id")), line) for line in _iterate(replaced(path)))
-    kept = itertools.chain(grades.items(), old)
-    skip_used(by, ((k, entry) for k, entry in kept for _ in entry["score"]), hashes, said)
+    skip_used(by, _used_runs(grades, path), hashes, said)
     known = {key: len(grades[key]["score"]) if key in grades else 0 for key in metadata}
     yield from ((key, run) for run in range(num_runs) for key in metadata if run < known[key])
     for run in range(num_runs):
         todo = [key for key in metadata if known[key] <= run]
         for key, _ in asking.each(ask, todo, parallel):
             yield key, run
-    ordered = {key: grades[key] for key in metadata if key in grades} | grades
+    _put_in_order(grades, metadata, path)
+
+
+def _put_in_order(grades: dict[str, Any], keys: Iterable[str], path: pathlib.Path) -> None:
+    ordered = {key: grades[key] for key in keys if key in grades} | grades
     if list(ordered) != list(grades):
         _write(ordered, path)
+
+
+def _used_runs(grades: Mapping[str, Mapping], path: pathlib.Path) -> Iterator[tuple[str, Mapping]]:
+    old = ((str(line.get("question_id")), line) for line in _iterate(replaced(path)))
+    return ((key, line) for key, line in [*grades.items(), *old] for _ in line["score"])
 
 
 def read_grades(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
@@ -324,8 +328,8 @@ def _without_replaced(
             chat.append(replaced(path), {"question_id": key, **_runs(grades[key], runs)})
             rest = [run for run in range(len(grades[key]["score"])) if run not in runs]
             grades[key] = _runs(grades[key], rest)
+    grades = {key: entry for key, entry in grades.items() if entry["score"]}
     if any(old.values()):
-        grades = {key: entry for key, entry in grades.items() if entry["score"]}
         _write(grades, path)
     return grades
 

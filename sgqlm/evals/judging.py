@@ -50,6 +50,7 @@ class Settings:
         prompts: LLaVA's `rule.json`; MM-Vet's program or a text with its prompt; else ours is used.
         parallel: answers that are graded at once.
         max_tokens: of a reply, 0 to leave it to the service; None for the benchmark's own.
+        retry: ask again where a kept reply could not be read.
     """
 
     by: judge.Judge = dataclasses.field(default_factory=judge.NoJudge)
@@ -58,6 +59,7 @@ class Settings:
     prompts: Sequence[pathlib.Path] = ()
     parallel: int = 1
     max_tokens: int | None = None
+    retry: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -80,7 +82,7 @@ def score(
     settings: Settings | None = None,
     *,
     only: Sequence[str] | None = None,
-    allow_mismatch: bool = False,
+    allow_mismatch: bool | None = False,
 ) -> scored.Scored:
     """Score answers with a judge, or files that a judge has graded.
 
@@ -90,8 +92,9 @@ def score(
         annotations: the official files or their folder.
         settings: the judge; without one, answers are counted and not scored.
         only: ids of the questions that were asked; None for all.
-        allow_mismatch: ask the judge although answers are missing (they are graded as empty ones)
-            or to other questions (they are left out).
+        allow_mismatch: ask the judge although answers are missing (MM-Vet counts them as 0,
+            LLaVA-Bench leaves them out) or to other questions (they are left out); it is asked
+            about neither. None where a user cannot choose that.
 
     Raises:
         SgqlmError: a file is missing or damaged, files do not fit together, or the judge fails;
@@ -119,14 +122,7 @@ def score(
         return _open(task, joined, faults)
     _check(task, files, settings, "--annotations")
     if faults.is_mismatch and not allow_mismatch:
-        raise errors.SgqlmError(
-            "the judge was not asked: the answers are not to the questions",
-            where=str(answers[0]),
-            why="; ".join(faults.lines()),
-            fix="answer all questions, or give --allow-mismatch to have missing ones graded as "
-            "empty",
-            code=errors.DATA,
-        )
+        raise _mismatch(str(answers[0]), faults, can_allow=allow_mismatch is not None)
     ask = _mmvet if task == "mmvet" else _llava
     return ask(task, answers[0], files, joined, faults, settings)
 
@@ -137,6 +133,7 @@ def check(
     settings: Settings,
     *,
     where: str,
+    ids: Sequence[str] | None = None,
     only: Sequence[str] | None = None,
 ) -> None:
     """Refuse official files that a judge could not grade with; nothing is asked.
@@ -146,12 +143,39 @@ def check(
         annotations: the official files or their folder.
         settings: the judge.
         where: the files are to be, for the message.
+        ids: of all questions; None where nobody knows them.
         only: ids of the questions that are asked; None for all.
 
     Raises:
         SgqlmError: a file is missing or damaged, or they do not fit together, or the prompt does.
     """
-    _check(task, _files(task, annotations, settings, only), settings, where)
+    files = _files(task, annotations, settings, only)
+    _check(task, files, settings, where)
+    if asked := [reviewed.key_of(task, key) for key in (ids if only is None else only) or ()]:
+        known = files["questions"]
+        faults = joining.Faults(
+            missing=[key for key in known if key not in set(asked)],
+            unknown=[key for key in asked if key not in known],
+        )
+        if faults.is_mismatch:
+            raise _mismatch(where, faults, can_allow=False)
+
+
+def _mismatch(where: str, faults: joining.Faults, *, can_allow: bool) -> errors.SgqlmError:
+    fixes = ["answer all questions"] if faults.missing and can_allow else []
+    if faults.unknown or not can_allow:
+        fixes.append("give the official files of the version that is answered")
+    if can_allow:
+        fixes.append("give --allow-mismatch to have the others graded")
+    told = {"no answer": faults.missing, "no annotation": faults.unknown}
+    parts = [f"{len(i)} questions have {n}: {joining.shown(i)}" for n, i in told.items() if i]
+    return errors.SgqlmError(
+        "the judge was not asked: answers and annotations are not to the same questions",
+        where=where,
+        why="; ".join(parts),
+        fix=", or ".join(fixes),
+        code=errors.DATA,
+    )
 
 
 def _check(task: str, files: Mapping[str, Any], settings: Settings, where: str) -> None:
@@ -272,7 +296,8 @@ def _joined(task: str, path: pathlib.Path, questions: Mapping[str, Mapping] | No
     truth: Mapping[str, Any] = dict(given) if questions is None else questions
     field = "question" if task == "mmvet" else "text"
     asked = {key: item[field] for key, item in (questions or {}).items()}
-    return joining.join(given, truth, where=str(path), questions=asked)
+    joined, faults = joining.join(given, truth, where=str(path), questions=asked)
+    return joined, faults if task == "mmvet" else reviewed.LeftOut(**vars(faults))
 
 
 def _open(task: str, joined: Mapping, faults: joining.Faults) -> scored.Scored:
@@ -285,52 +310,51 @@ def _open(task: str, joined: Mapping, faults: joining.Faults) -> scored.Scored:
 
 
 def _llava(task, path, files, joined, faults, settings: Settings) -> scored.Scored:
-    questions, references = files["questions"], files["references"]
-    said = []
-    for key, line in questions.items():
-        answer = joined.get(key)
-        own = answer.record.get("answer_id", key) if answer else key
-        text = answer.text if answer else ""
-        said.append({"question_id": line["question_id"], "text": text, "answer_id": own})
+    questions = {key: line for key, line in files["questions"].items() if key in joined}
+    said = [
+        {
+            "question_id": line["question_id"],
+            "text": joined[key].text,
+            "answer_id": joined[key].record.get("answer_id", key),
+        }
+        for key, line in questions.items()
+    ]
     rules = files.get("rules")
-    cases = _cases(files, said)
+    cases = _cases({**files, "questions": questions}, said)
     # all rules, also where a part of the questions needs few: the judge of a part is that of all
     rule_hash = judged.prompt_hash(json.dumps([llava_bench.SYSTEM, rules or llava_bench.RULE]))
     first = settings.reviews or default_path(path, task, settings.by)
-    paths = [
-        first if not run else first.with_name(f"{first.stem}-{run + 1}{first.suffix}")
-        for run in range(settings.runs)
-    ]
-    known = sum(len(list(answers_lib.iterate(p))) for p in paths if p.is_file())
+    paths = judged.run_paths(first, settings.runs)
+    known = sum(_kept(file, settings, judged.is_unread) for file in paths)
     with _asking(task, len(cases) * settings.runs, known, settings, first) as tell:
-        for file in paths:
-            for _ in judged.review(
-                cases,
-                settings.by,
-                file,
-                rule_hash=rule_hash,
-                parallel=settings.parallel,
-                max_tokens=settings.room(llava_bench.MAX_TOKENS),
-            ):
-                tell()
+        for _ in judged.review(
+            cases,
+            settings.by,
+            first,
+            rule_hash=rule_hash,
+            num_runs=settings.runs,
+            parallel=settings.parallel,
+            max_tokens=settings.room(llava_bench.MAX_TOKENS),
+            retry=settings.retry,
+        ):
+            tell()
     texts = {str(line["question_id"]): line["text"] for line in said}
-    done = reviewed.score(task, paths, questions, references, given=texts)
+    done = reviewed.score(task, paths, questions, files["references"], given=texts)
     done.faults = faults
     _tell_replaced(done, paths)
     return _about(done, settings, llava_bench.TEMPERATURE, llava_bench.MAX_TOKENS, bool(rules))
 
 
 def _mmvet(task, path, files, joined, faults, settings: Settings) -> scored.Scored:
-    metadata = files["questions"]
+    metadata = {key: item for key, item in files["questions"].items() if key in joined}
     head = _head(settings)
-    texts = {key: joined[key].text if key in joined else "" for key in metadata}
+    texts = {key: joined[key].text for key in metadata}
     out = settings.reviews or default_path(path, task, settings.by)
     known = 0
     if out.is_file():
-        entries = judged.read_grades(out)
-        known = sum(
-            len(entries[key]["score"][: settings.runs]) for key in metadata if key in entries
-        )
+        entries = [entry for key, entry in judged.read_grades(out).items() if key in metadata]
+        known = sum(len(entry["score"][: settings.runs]) for entry in entries)
+        known -= sum(len(mmvet.unread(entry)) for entry in entries) if settings.retry else 0
     with _asking(task, len(metadata) * settings.runs, known, settings, out) as tell:
         for _ in judged.grade(
             metadata,
@@ -341,9 +365,13 @@ def _mmvet(task, path, files, joined, faults, settings: Settings) -> scored.Scor
             head=head,
             parallel=settings.parallel,
             max_tokens=settings.room(mmvet.MAX_TOKENS),
+            retry=settings.retry,
         ):
             tell()
-    done = reviewed.score(task, [out], metadata, {}, given=texts, num_runs=settings.runs)
+    done = reviewed.score(
+        task, [out], files["questions"], {}, given=texts, num_runs=settings.runs,
+        missing=faults.missing,
+    )  # fmt: skip
     done.faults = faults
     _tell_replaced(done, [out])
     return _about(done, settings, 0.0, mmvet.MAX_TOKENS, head != mmvet.HEAD)
@@ -357,7 +385,7 @@ def _mmbench(task, answers, annotations, settings: Settings) -> scored.Scored:
     def resolve(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         todo = [r for r in rows if not mmbench.is_blank(r.get("prediction"))]
         todo = [row for row in todo if not mmbench.match_row(row)]
-        known = len(list(answers_lib.iterate(out))) if out.is_file() else 0
+        known = _kept(out, settings, matching.is_unread)
         with _asking(task, len(todo), known, settings, out) as tell:
             for line in matching.letters(
                 todo,
@@ -365,6 +393,7 @@ def _mmbench(task, answers, annotations, settings: Settings) -> scored.Scored:
                 out,
                 parallel=settings.parallel,
                 max_tokens=settings.room(matching.MAX_TOKENS),
+                retry=settings.retry,
             ):
                 seen[line["index"]] = line["letter"]
                 tell()
@@ -374,19 +403,27 @@ def _mmbench(task, answers, annotations, settings: Settings) -> scored.Scored:
         return scoring.score(task, answers, annotations)
     done = scoring.score(task, answers, annotations, resolve=resolve)
     matched = sum(letter not in ("", mmbench.REFUSED) for letter in seen.values())
-    done.notes.append(f"{len(seen)} answers were shown to the judge, {matched} mean an option")
+    unread = sum(not letter for letter in seen.values())
+    note = f"{len(seen)} answers were shown to the judge, {matched} mean an option"
+    done.notes.append(note + f"; {unread} replies name none {reviewed.AGAIN}" * bool(unread))
     digest = judged.prompt_hash(matching.HEAD)
     judging = {"prompt_hash": digest, "shown": len(seen), "matched": matched}
-    judging["unparsable"] = sum(not letter for letter in seen.values())
+    judging["unparsable"] = unread
     done.more = {"judge": reviewed.named(settings.by.name, digest), "judging": judging}
     _tell_replaced(done, [out])
     return _about(done, settings, 0.0, matching.MAX_TOKENS, None)
 
 
+def _kept(path: pathlib.Path, settings: Settings, is_unread) -> int:
+    """Return how many grades of a file are not asked for again."""
+    lines = answers_lib.iterate(path) if path.is_file() else ()
+    return sum(not (settings.retry and is_unread(line)) for line in lines)
+
+
 def _tell_replaced(done: scored.Scored, paths: Sequence[pathlib.Path]) -> None:
     old = [str(file) for file in map(judged.replaced, paths) if file.is_file()]
     if old:
-        done.notes.append(f"grades of answers that have changed since are in {', '.join(old)}")
+        done.notes.append(f"grades that were asked for again are in {', '.join(old)}")
 
 
 def _about(
@@ -420,7 +457,9 @@ def _asking(task: str, total: int, known: int, settings: Settings, path: pathlib
             nonlocal done
             done += count
             tokens = getattr(settings.by, "tokens", 0)
-            bar.update(max(done, known), f"{tokens:,} tokens" if tokens else "")
+            if done < known:  # kept ones, told in one go
+                return
+            bar.update(done, f"{tokens:,} tokens" if tokens else "")
 
         try:
             yield tell

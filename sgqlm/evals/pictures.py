@@ -10,12 +10,16 @@ from PIL import Image
 
 from sgqlm import errors
 from sgqlm.data import graphs, images, records
-from sgqlm.evals import itemised, tasks
+from sgqlm.evals import itemised, joining, tasks
 from sgqlm.viz import overlay
 
 SIDE = 360
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 _OPACITY = 0.25  # of the masks: what the question is about stays to be seen
+_SEVERAL = (
+    "for several benchmarks: --images=ROOT, the root of all, and --entities=STORES, a folder of "
+    "stores that are called as the tasks"
+)
 _COCO = ("COCO_val2014_", "COCO_train2014_", "COCO_test2015_", "")
 
 
@@ -93,6 +97,7 @@ class Pictures:
         self._folder = folder
         files = _walk(folder) if folder else ()
         self._files = Names(files)
+        self._missed: dict[tuple[str, str], set[str]] = {}
         self._stores: dict[str, _Store] = {}
         for name, place in _stores(store) if store is not None else ():
             self._stores[name] = _Store(place)
@@ -111,16 +116,32 @@ class Pictures:
                 found = self._files.find(item.image, folders)
                 source = (self._folder / found).read_bytes() if found else b""
             if not source:
+                self._miss(task, "not below --images", item.image)
                 return Found(None, None, f"image {item.image}" if item.image else "")
             image = images.open_image(source)
         except (errors.SgqlmError, OSError) as error:
             why = error.what if isinstance(error, errors.SgqlmError) else error.strerror
+            self._miss(task, "that cannot be read", item.image)
             return Found(None, None, f"image {item.image}: {why}")
         store = self._stores.get(task) or self._stores.get("")
         if store is None:
             return Found(image, None, f"image {item.image}")
         entities, words = store.of(item.image, folders, source, image)
+        if entities is None:
+            self._miss(task, f"without entities ({words})", item.image)
         return Found(image, entities, f"image {item.image}; {words}", store.digest)
+
+    def _miss(self, task: str, why: str, image: str) -> None:
+        if image and self._folder is not None:
+            self._missed.setdefault((task, why), set()).add(image)
+
+    def missed_lines(self) -> list[str]:
+        """Return which pictures were asked for and could not be shown as a whole, in words."""
+        out = [
+            f"{task}: pictures {why}: {len(images)} ({joining.shown(sorted(images))})"
+            for (task, why), images in self._missed.items()
+        ]
+        return [*out, _SEVERAL] if out else []
 
     def draw(self, item: itemised.Item, task: str = "") -> tuple[Image.Image | None, str]:
         """Return a thumbnail of an item, with entities, and what is to be said about it."""

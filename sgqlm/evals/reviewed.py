@@ -4,7 +4,7 @@ import csv
 import io
 import pathlib
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
@@ -23,6 +23,13 @@ _LLAVA = ("all", "score relative to the reference")
 HEADLINES = {"llava_wild": _LLAVA, "llava_coco": _LLAVA, "mmvet": ("total", "mean grade")}
 UNNAMED = "not named in the file"
 _INTEGRATION = "integration "
+AGAIN = "(--judge-retry asks the judge for them again)"
+
+
+class LeftOut(joining.Faults):
+    """Faults where a question without an answer or a grade is in no mean."""
+
+    fate = "are left out"
 
 
 def score(
@@ -33,6 +40,7 @@ def score(
     *,
     given: Mapping[str, str] | None = None,
     num_runs: int | None = None,
+    missing: Collection[str] = (),
 ) -> scored.Scored:
     """Score graded files.
 
@@ -44,6 +52,7 @@ def score(
         references: id -> line of the reference answers, to show them.
         given: id -> answer, to show it.
         num_runs: runs of MM-Vet that count; None for all that every question has.
+        missing: ids of MM-Vet without an answer, which nobody graded: they count as 0.
 
     Raises:
         SgqlmError: a file is missing or damaged, or of several judges.
@@ -53,10 +62,10 @@ def score(
         for key, text in texts.items():
             shown.setdefault(key, {})[name] = text
     if task == "mmvet":
-        done = _mmvet(files, questions, shown, num_runs)
+        done = _mmvet(files, questions, shown, num_runs, missing)
     else:
         done = _llava(task, files, questions, shown)
-    if (count := len(done.items)) != PUBLISHED[task]:
+    if (count := len(done.items)) not in (0, PUBLISHED[task]):
         done.notes.append(f"over {count} questions; published figures are over {PUBLISHED[task]}")
     done.notes.append(
         f"published figures are of {JUDGES[task]}, which cannot be asked any more: those of "
@@ -106,7 +115,7 @@ def _judge(lines: Iterable[Mapping[str, Any]], path: pathlib.Path) -> tuple[str,
 
 
 def _llava(task: str, files, questions, shown: dict[str, dict]) -> scored.Scored:
-    runs, judges, faults = {}, set(), joining.Faults()
+    runs, judges, faults = {}, set(), LeftOut()
     for path in files:
         lines = [line for line in answers_lib.iterate(path) if not line.get("needs_judge")]
         tables.need(lines, ("question_id",), path)
@@ -168,8 +177,10 @@ def _relative(runs: Mapping[str, Mapping[str, Mapping]]):
             members = [p for k, p in pairs.items() if group in ("all", run[k].get("category"))]
             ratio = sum(p[1] for p in members) / sum(p[0] for p in members) if found.score else None
             ratios.setdefault(group, []).append((ratio, found.count))
-            told.append(f"{group} {found.score} ({found.reference}, {found.model})")
-        notes.append(f"{name}, as LLaVA rounds (reference, model): {'; '.join(told)}")
+            if found.score is not None:
+                told.append(f"{group} {found.score} ({found.reference}, {found.model})")
+        if told:
+            notes.append(f"{name}, as LLaVA rounds (reference, model): {'; '.join(told)}")
         unparsable += summary.groups["all"].unparsable
         if ratios["all"][-1][0] is not None:
             mean = statistics.fmean(pair[0] for pair in pairs.values())
@@ -186,9 +197,21 @@ def _relative(runs: Mapping[str, Mapping[str, Mapping]]):
                 f"standard deviation {scores['std']:.1f}"
             )
     if unparsable:
-        notes.append(f"{unparsable} reviews have no two scores; they count as -1, as in LLaVA")
+        notes.append(_unread(unparsable, sum(map(len, runs.values())), bool(parts)))
     items = {key: statistics.fmean(values) for key, values in parts.items()}
     return rows, items, notes, unparsable
+
+
+def _unread(count: int, total: int, is_scored: bool) -> str:
+    if not is_scored:
+        return (
+            f"not scored: {count} of {total} reviews have no two scores, so none is left; see "
+            f"what the judge has replied {AGAIN}"
+        )
+    return (
+        f"{count} reviews have no two scores (of {total}); they count as -1 in both means, as in "
+        f"LLaVA {AGAIN}"
+    )
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -197,7 +220,9 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(found) else None
 
 
-def _mmvet(files, questions, shown: dict[str, dict], num_runs: int | None) -> scored.Scored:
+def _mmvet(
+    files, questions, shown: dict[str, dict], num_runs: int | None, missing: Collection[str]
+) -> scored.Scored:
     if len(files) > 1:
         raise errors.SgqlmError("MM-Vet takes one grade file", fix="give one after another")
     grades, path = judged.read_grades(files[0]), files[0]
@@ -207,6 +232,7 @@ def _mmvet(files, questions, shown: dict[str, dict], num_runs: int | None) -> sc
         for name in entry.get("model", ())
     ]
     model, digest = _judge(lines, path)
+    grades |= {key: {"score": [0.0] * (num_runs or 1)} for key in missing}
     found = mmvet.summarise(grades, questions, num_runs=num_runs)
     done = [k for k in questions or grades if k in grades and k not in set(found.needs_judge)]
     count = len(found.runs)
@@ -222,13 +248,16 @@ def _mmvet(files, questions, shown: dict[str, dict], num_runs: int | None) -> sc
     notes.append(f"as MM-Vet rounds: {', '.join(told)}")
     if questions is None:
         notes.append("capabilities and missing questions are known with --annotations mm-vet.json")
-    unread = [_unread(grades[key], count) for key in done]
-    if sum(unread):
-        notes.append(f"{sum(unread)} grades could not be read; they count as 0, as in MM-Vet")
+    unread = sum(run < count for key in done for run in mmvet.unread(grades[key]))
+    graded = count * (len(done) - len(missing))
+    if unread:
+        notes.append(
+            f"{unread} of {graded} grades could not be read; they count as 0, as in MM-Vet {AGAIN}"
+        )
     judging = {"model": model, "prompt_hash": digest, "runs": count, "totals": found.runs}
-    judging |= {"graded": count * len(done), "unparsable": sum(unread), "files": [str(path)]}
+    judging |= {"graded": graded, "unparsable": unread, "files": [str(path)]}
     judging |= {"needs_judge": 0, "std": found.std}
-    faults = joining.Faults(missing=list(found.needs_judge), unknown=list(found.unknown))
+    faults = LeftOut(missing=list(found.needs_judge), unknown=list(found.unknown))
     return scored.Scored(
         "mmvet", total, HEADLINES["mmvet"][1], rows, items, faults, notes,
         groups={n: "integrations" if n.startswith(_INTEGRATION) else "capabilities" for n in parts},
@@ -242,11 +271,6 @@ def _size(name: str, sizes: Mapping[str, int], questions, done: Sequence[str]) -
         wanted = set(name.removeprefix(_INTEGRATION).split("_"))
         return sum(set(questions[key]["capability"]) == wanted for key in done)
     return sum(name in questions[key]["capability"] for key in done) if questions else sizes[name]
-
-
-def _unread(entry: Mapping[str, Any], runs: int) -> int:
-    pairs = zip(entry.get("content", ()), entry["score"], strict=False)
-    return sum(mmvet.parse(str(text)) != score for text, score in list(pairs)[:runs])
 
 
 def _runs(found: mmvet.Summary) -> str:

@@ -179,7 +179,7 @@ def run(
         except errors.SgqlmError as error:
             if error.code not in (errors.USAGE, errors.DATA):  # no fault of the image
                 raise
-            answer = {"error": " ".join(str(error).split())}
+            answer = {"error": error.line}
         out.add({"key": item.key, "row": int(row)} | answer)
         count += 1
         progress(count, item.key)

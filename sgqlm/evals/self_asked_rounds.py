@@ -216,7 +216,7 @@ def _about_images(
         if error.code not in (errors.USAGE, errors.DATA):
             raise
         if len(rows) == 1:
-            return dict.fromkeys(rows, " ".join(str(error).split()))
+            return dict.fromkeys(rows, error.line)
         alone = [_about_images(model, {name: row}, asked) for name, row in rows.items()]
         return {name: value for part in alone for name, value in part.items()}
 

@@ -74,9 +74,17 @@ class Team:
             aside.write_text(text, encoding="utf-8")
             os.replace(aside, self.folder / name)
 
-    def hear(self, name: str) -> str:
-        """Wait for a sign and return its text; see `check` for what ends the waiting."""
+    def hear(self, name: str, about: str = "") -> str:
+        """Wait for a sign and return its text; see `check` for what ends the waiting.
+
+        Args:
+            name: of the sign.
+            about: what is waited for, for a line where it is not there yet.
+        """
         while not (text := self._read(name)):
+            if about:
+                print(f"waiting for {about}", file=sys.stderr, flush=True)
+                about = ""
             self.check()
             time.sleep(POLL_SECONDS)
         return text
@@ -94,7 +102,7 @@ class Team:
         self.say(f"done-{name}-{self.index}")
         if self.is_main:
             for at in self._others:
-                self.hear(f"done-{name}-{at}")
+                self.hear(f"done-{name}-{at}", f"the answers of process {at} to {name}")
 
     def check(self) -> None:
         """Make sure that the others are at work.
@@ -357,7 +365,11 @@ def _is_gone(text: str) -> bool:
         return True
     except PermissionError:
         pass
-    return False
+    try:  # one that has ended keeps its number until its parent asks how
+        about_it = pathlib.Path(f"/proc/{about['pid']}/stat").read_text(encoding="utf-8")
+        return about_it.rpartition(")")[2].split()[0] in "ZX"
+    except (OSError, IndexError):
+        return False
 
 
 def _end_without_waiting(code: int) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sgqlm.evals import comparing, families, measured, published, statistics
+from sgqlm.viz import pages
 
-REPORT, COMPARISON = "sgqlm eval report", "sgqlm eval comparison"
+REPORT = "sgqlm eval report"
 
 
 def build(
@@ -42,8 +43,8 @@ def _part(report: measured.Report, items: measured.Items, absent: str, wrong: in
         "file": str(report.path),
         "metric": report.metric,
         "unit": report.unit,
-        "score": _scaled(report, report.score),
-        "interval": _interval(report, found),
+        "score": scaled(report, report.score),
+        "interval": interval(report, found),
         "caution": found.caution("images" if pictures else "questions") if found else "",
         "no_interval": reason,
         "count": len(report.items),
@@ -125,8 +126,8 @@ def _family(report: measured.Report, items: measured.Items, title: str, names) -
         rows.append(
             {
                 "name": _short(name, title),
-                "value": _scaled(report, value),
-                "interval": _interval(report, found),
+                "value": scaled(report, value),
+                "interval": interval(report, found),
                 "count": count or len(comparing.keys_of(report, items, name)) or None,
             }
         )
@@ -191,11 +192,13 @@ def _bar(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"value": row["value"], "interval": row["interval"]}
 
 
-def _scaled(report: measured.Report, value: float | None) -> float | None:
+def scaled(report: measured.Report, value: float | None) -> float | None:
+    """Return a score as it is shown."""
     return None if value is None else report.scale * value
 
 
-def _interval(report: measured.Report, found: statistics.Interval | None) -> dict | None:
+def interval(report: measured.Report, found: statistics.Interval | None) -> dict | None:
+    """Return an interval as json values, in the unit that is shown."""
     if found is None:
         return None
     low, high = report.scale * found.low, report.scale * found.high
@@ -297,26 +300,26 @@ def _told(cell: Mapping[str, Any]) -> str:
 def markdown(found: Mapping[str, Any]) -> str:
     """Return what `build` returns as a document."""
     header, rows, notes = cells(found["table"])
-    lines = ["# Evaluation", "", *_table(header, rows), ""]
-    lines += [f"- {_plain(note)}" for note in (*notes, *found["table"]["notes"])]
+    lines = ["# Evaluation", "", *rows_of(header, rows), ""]
+    lines += [f"- {plain(note)}" for note in (*notes, *found["table"]["notes"])]
     lines += [f"- {name}: {why}" for name, why in found["table"]["absent"].items()]
     for part in found["together"]:
-        lines += ["", f"## {part['task']}: {_plain(', '.join(part['names']))}"]
+        lines += ["", f"## {part['task']}: {plain(', '.join(part['names']))}"]
         for family in part["families"]:
             rows = [
                 [row["name"], *(number(bar and bar["value"], digits=2) for bar in row["bars"])]
                 for row in family["rows"]
             ]
-            lines += ["", *_table([family["title"], *part["names"]], rows)]
+            lines += ["", *rows_of([family["title"], *part["names"]], rows)]
     for part in found["reports"]:
-        lines += ["", f"## {part['task']}: {_plain(part['name'])}", "", *_about(part)]
+        lines += ["", f"## {part['task']}: {plain(part['name'])}", "", *_about(part)]
         for family in part["families"]:
             rows = [
-                [row["name"], number(row["value"], digits=2), _range(row["interval"]), row["count"]]
+                [row["name"], number(row["value"], digits=2), span(row["interval"]), row["count"]]
                 for row in family["rows"]
             ]
             head = [family["title"], part["unit"], "interval", "questions"]
-            lines += ["", *_table(head, rows)]
+            lines += ["", *rows_of(head, rows)]
         lines += ["", *_wrong_lines(part)]
     return "\n".join(lines) + "\n"
 
@@ -325,12 +328,30 @@ def headline(part: Mapping[str, Any]) -> str:
     """Return the headline figure of a report in words."""
     text = f"{part['metric']} {number(part['score'], digits=2)}"
     text += " %" if part["unit"] == "%" and part["score"] is not None else ""
+    if part["task"] == "mme":
+        text += f" of {families.highest('mme', part['metric'])}"
+    return text + _sure(part) + _beside(part)
+
+
+def _beside(part: Mapping[str, Any]) -> str:
+    """Return the other sum of MME in words, nothing for other benchmarks."""
+    if part["task"] != "mme":
+        return ""
+    rows = [
+        row for family in part["families"] if family["title"] == "sum" for row in family["rows"]
+    ]
+    most = families.highest("mme", "sum")
+    told = [f"{row['name']} {number(row['value'], digits=2)} of {most}" for row in rows]
+    return "".join(f"; {line}" for line in told)
+
+
+def _sure(part: Mapping[str, Any]) -> str:
     if not (found := part["interval"]):
-        return f"{text} (no interval: {part['no_interval']})"
+        return f" (no interval: {part['no_interval']})"
     cluster = f", clustered by {part['images']:,} images" if part["images"] else ""
     level = f"{100 * found['level']:.0f} %"
     caution = f"; {part['caution']}" if part["caution"] else ""
-    return f"{text}, {level} interval {_range(found)} (bootstrap over questions{cluster}{caution})"
+    return f", {level} interval {span(found)} (bootstrap over questions{cluster}{caution})"
 
 
 def facts(part: Mapping[str, Any]) -> list[str]:
@@ -343,7 +364,7 @@ def facts(part: Mapping[str, Any]) -> list[str]:
 
 def _about(part: Mapping[str, Any]) -> list[str]:
     lines = [headline(part), *facts(part)]
-    return [f"- {_plain(line)}" for line in lines]
+    return [f"- {plain(line)}" for line in lines]
 
 
 def _wrong_lines(part: Mapping[str, Any]) -> list[str]:
@@ -354,144 +375,26 @@ def _wrong_lines(part: Mapping[str, Any]) -> list[str]:
         for item in part["wrong"]["shown"]
         if "question" in item
     ]
-    lines = [_plain(wrong_title(part)), ""]
-    return lines + _table([*names, *(["score"] * part["is_open"])], rows) if rows else lines[:1]
+    lines = [plain(wrong_title(part)), ""]
+    return lines + rows_of([*names, *(["score"] * part["is_open"])], rows) if rows else lines[:1]
 
 
-def _range(found: Mapping[str, Any] | None, digits: int = 2) -> str:
+def span(found: Mapping[str, Any] | None, digits: int = 2) -> str:
+    """Return an interval as text, a dash where there is none."""
     if not found:
         return "–"
     return f"{number(found['low'], digits=digits)} to {number(found['high'], digits=digits)}"
 
 
-def _table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+def rows_of(header: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return a table as lines of markdown, a dash where a cell has None."""
     lines = [header, ["---"] * len(header), *rows]
     return [
-        "| " + " | ".join(_plain("–" if c is None else c) for c in line) + " |" for line in lines
+        "| " + " | ".join(plain("–" if c is None else c) for c in line) + " |" for line in lines
     ]
 
 
-def _plain(text: object) -> str:
+def plain(text: object) -> str:
     """Return text in one line that markdown does not read as a table, link or tag."""
-    out = html.escape(" ".join(str(text).split()), quote=False)
+    out = html.escape(pages.visible(" ".join(str(text).split())), quote=False)
     return re.sub(r"([\\|*_`\[\]])", r"\\\1", out)
-
-
-def compared(
-    found: Sequence[comparing.Compared],
-    known: Sequence[Sequence[measured.Items]],
-    notes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Return comparisons as json values; `changed` has every question that changed.
-
-    Args:
-        found: of `comparing.adjusted`.
-        known: the items of both reports of each.
-        notes: on the whole comparison.
-    """
-    tasks = [_compared(one, items) for one, items in zip(found, known, strict=True)]
-    return {"kind": COMPARISON, "tasks": tasks, "notes": list(notes)}
-
-
-def _compared(one: comparing.Compared, known: Sequence[measured.Items]) -> dict[str, Any]:
-    first, second, items = one.first, one.second, one.items
-
-    def rows(keys: Sequence[str]) -> list[dict]:
-        out = []
-        for key in keys:
-            row, other = answer(first, known[0], key), answer(second, known[1], key)
-            row["second_score"] = other["score"]
-            row |= {"second_given": other["given"]} if "given" in other else {}
-            out.append(row)
-        return out
-
-    change = None
-    if first.score is not None and second.score is not None:
-        change = first.scale * (second.score - first.score)
-    return {
-        "task": first.task,
-        "metric": first.metric,
-        "unit": first.unit,
-        "is_open": first.is_open or second.is_open,
-        "first": {
-            "name": first.name,
-            "file": str(first.path),
-            "score": _scaled(first, first.score),
-        },
-        "second": {
-            "name": second.name,
-            "file": str(second.path),
-            "score": _scaled(second, second.score),
-        },
-        "difference": change,
-        "interval": _interval(first, one.headline),
-        "count": items.interval.count,
-        "item_difference": items.interval.value,
-        "test": items.test,
-        "p_value": items.p_value,
-        "p_adjusted": one.p_adjusted,
-        "better": items.wins,
-        "worse": items.losses,
-        "same": items.interval.count - items.wins - items.losses,
-        "notes": one.notes,
-        "changed": {"better": rows(one.better), "worse": rows(one.worse)},
-    }
-
-
-def comparison_cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of a comparison as text."""
-    header = ["task", "first", "second", "difference", "95 % interval", "p", "p (Holm)"]
-    header += ["better", "worse", "same", "test"]
-    rows = [
-        [
-            part["task"],
-            number(part["first"]["score"], digits=2),
-            number(part["second"]["score"], digits=2),
-            "–" if part["difference"] is None else f"{part['difference']:+.2f}",
-            _range(part["interval"]),
-            _p(part["p_value"]),
-            _p(part["p_adjusted"]),
-            str(part["better"]),
-            str(part["worse"]),
-            str(part["same"]),
-            part["test"],
-        ]
-        for part in found["tasks"]
-    ]
-    return header, rows
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def comparison_notes(found: Mapping[str, Any]) -> list[str]:
-    """Return what has to be known to read a comparison, as sentences."""
-    names = dict.fromkeys(f"{t['first']['name']} and {t['second']['name']}" for t in found["tasks"])
-    out = [f"first and second: {', '.join(names)}; differences are second minus first"]
-    out.append("p tests whether the questions' scores differ; Holm: over all tasks of this table")
-    out += [f"{part['task']}: {note}" for part in found["tasks"] for note in part["notes"]]
-    return out + list(found["notes"])
-
-
-def comparison_markdown(found: Mapping[str, Any], *, most: int = 40) -> str:
-    """Return what `compared` returns as a document, with `most` changes each way."""
-    lines = ["# Comparison", "", *_table(*comparison_cells(found)), ""]
-    lines += [f"- {_plain(note)}" for note in comparison_notes(found)]
-    for part in found["tasks"]:
-        for way in ("better", "worse"):
-            rows = [
-                [
-                    *(item.get(name) or "" for name in ("id", "question", "wanted", "given")),
-                    item.get("second_given") or "",
-                ]
-                for item in part["changed"][way][:most]
-            ]
-            title = f"## {part['task']}: {part[way]} {way} in the second"
-            lines += [
-                "",
-                title,
-                "",
-                *(_table(["id", "question", "wanted", "first", "second"], rows)),
-            ]
-    return "\n".join(lines) + "\n"

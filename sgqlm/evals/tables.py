@@ -17,6 +17,7 @@ from sgqlm.evals.metrics import records
 IDS = (*records.IDS, "image")
 TEXTS = ("text", "prediction", "pred", "answer", "parsed_ans", "answers_found_in_output", "output")
 TRUTHS = ("label", "gt_answer", "ground_truth")
+DAMAGED = "the file cannot be read"  # what the error for such a file says
 _LISTS = ("annotations", "questions", "data")
 _TSV = {".tsv": "\t", ".csv": ","}
 
@@ -207,7 +208,7 @@ def _table(path: pathlib.Path, text: str, delimiter: str) -> list[dict[str, Any]
 def damaged(path: str | os.PathLike, why: str) -> errors.SgqlmError:
     """Return the error for a file that cannot be read."""
     return errors.SgqlmError(
-        "the file cannot be read",
+        DAMAGED,
         where=str(path),
         why=why,
         fix="give a whole file in its published format",

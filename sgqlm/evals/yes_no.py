@@ -127,7 +127,10 @@ def _measure(where: str | pathlib.Path, texts: Sequence[str], labels: Sequence) 
 
 def _pope(parts: Mapping[str, dict], faults: joining.Faults) -> scored.Scored:
     mean = records.mean(part["f1"] for part in parts.values())
-    rows = [("mean F1", mean, sum(part["count"] for part in parts.values()))]
+    absent = [name for name in POPE_LINES if name not in parts]
+    metric = "mean F1"  # published of all three alone: of fewer it is called another figure
+    metric += f" of {len(parts)} of {len(POPE_LINES)} categories" if absent else ""
+    rows = [(metric, mean, sum(part["count"] for part in parts.values()))]
     items, notes = {}, []
     for name, part in parts.items():
         rows += [(f"{name} {figure}", part[figure], part["count"]) for figure in _FIGURES]
@@ -136,9 +139,9 @@ def _pope(parts: Mapping[str, dict], faults: joining.Faults) -> scored.Scored:
         if part["count"] != (lines := POPE_LINES.get(name)):
             told = f"{lines} lines" if lines else "no such category"
             notes.append(f"{name}: {part['count']} questions; the published figures have {told}")
-    if absent := [name for name in POPE_LINES if name not in parts]:
+    if absent:
         notes.append(f"published figures are the mean over three; absent: {', '.join(absent)}")
-    return scored.Scored("pope", mean, "mean F1", rows, items, faults, notes)
+    return scored.Scored("pope", mean, metric, rows, items, faults, notes)
 
 
 def pope_category(path: pathlib.Path) -> str:
@@ -188,11 +191,14 @@ def score_mme(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) ->
         raise tables.damaged(where, str(error)) from error
     rows = [(name, done[name], None) for name in ("perception", "cognition")]
     rows += [(name, part["score"], part["count"]) for name, part in done["by_category"].items()]
-    notes = [f"categories that are not there: {', '.join(done['missing'])}"][: len(done["missing"])]
+    notes = ["points: perception of 2000, cognition of 800"]
+    if done["missing"]:
+        notes.append(f"categories that are not there: {', '.join(done['missing'])}")
     if other := sum(part["other"] for part in done["by_category"].values()):
         notes.append(f"{other} answers are neither yes nor no")
-    metric = "points: perception of 2000, cognition of 800"
-    return scored.Scored("mme", done["perception"], metric, rows, done["items"], faults, notes)
+    return scored.Scored(
+        "mme", done["perception"], "perception", rows, done["items"], faults, notes
+    )
 
 
 def _mme_answers(paths: Sequence[pathlib.Path]) -> list[tables.Answer]:

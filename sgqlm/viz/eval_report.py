@@ -14,6 +14,7 @@ Picture = tuple[Image.Image | None, str]
 MOST = 24  # rows of one chart; a longer one is cut into several
 _WIDTH, _HEAD, _THICK = 340, 20, 12
 _SIDE, _WEIGHED = 360, 4
+_NODES, _EDGES = 6, 8  # rows under a graph; the others are folded
 _COLOURS = ("accent", "m1", "m2", "m3", "m4", "m5")
 _STYLE = """
 :root { color-scheme: light dark; --well: #e9ecf1; --good: #1b7a43; --bad: #b3261e;
@@ -30,7 +31,7 @@ main p, main li, .qa dd { overflow-wrap: anywhere; }
 .grid, nav, .browse { margin: 10px 0; }
 .grid { align-items: start; }
 .chart { max-width: 440px; display: block; }
-.notes { margin: 6px 0 0; padding-left: 1.2em; font-size: .875rem; color: var(--soft); }
+.notes { margin: 6px 0 10px; padding-left: 1.2em; font-size: .875rem; color: var(--soft); }
 .find { display: flex; flex-wrap: wrap; gap: 8px; margin: 0 0 12px; }
 .find input, .find select { font: inherit; font-size: .9rem; padding: 6px 8px; min-width: 0;
   max-width: 100%; color: var(--ink); background: var(--paper); border: 1px solid var(--line);
@@ -41,6 +42,8 @@ main p, main li, .qa dd { overflow-wrap: anywhere; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .card figure img { max-height: 340px; object-fit: contain; background: var(--well); }
 .card figure svg { max-height: 380px; }
+.numbers table { font-size: .8rem; margin: 0 0 8px; }
+.numbers th, .numbers td { padding: 2px 8px 2px 0; }
 .key span { white-space: nowrap; margin-right: 14px; }
 .key i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }
 nav a { color: var(--accent); margin-right: 14px; overflow-wrap: anywhere; }
@@ -283,14 +286,32 @@ def graph(
     ]
     strong = scene_graph.arrows(np.asarray(edges), 2)[::-1]
     listed = [[f"{e.sender + 1} to {e.receiver + 1}", f"{e.weight:.3f}"] for e in strong]
-    tables = pages.table(["node", "label", "on the question", "most on"], rows)
-    tables += pages.table(["edge", "weight"], listed) if listed else ""
     told = "scene graph: of these nodes, redder ones heed the question more; arrows by weight"
     return (
         pages.figure(seen, caption=caption)
         + f"<figure>{drawing}<figcaption>{told}</figcaption></figure>"
-        + pages.fold("nodes and edges", tables)
+        + pages.fold("nodes and edges", _numbers(rows, np.asarray(node_attention), listed))
     )
+
+
+def _numbers(rows: Sequence[Sequence], shares: np.ndarray, edges: Sequence[Sequence]) -> str:
+    """Return the strongest nodes, by their number, and edges as tables, the others folded."""
+    strongest = set(np.argsort(-shares, kind="stable")[:_NODES].tolist())
+    near = [row for at, row in enumerate(rows) if at in strongest]
+    far = [row for at, row in enumerate(rows) if at not in strongest]
+    others = _tables(far, edges[_EDGES:])
+    told = " and ".join(
+        f"{len(part)} more {name}s"[: None if len(part) > 1 else -1]
+        for part, name in ((far, "node"), (edges[_EDGES:], "edge"))
+        if part
+    )
+    inner = _tables(near, edges[:_EDGES]) + (pages.fold(told, others) if others else "")
+    return f'<div class="numbers">{inner}</div>'
+
+
+def _tables(nodes: Sequence[Sequence], edges: Sequence[Sequence]) -> str:
+    out = pages.table(["node", "label", "on the question", "most on"], nodes) if nodes else ""
+    return out + (pages.table(["edge", "weight"], edges) if edges else "")
 
 
 def item(

@@ -5,12 +5,18 @@ import html
 import io
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
 from sgqlm.data import files
 
+# Controls but tab and ends of lines, marks that turn the direction of what follows, and halves of
+# characters, which UTF-8 cannot write.
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _STYLE = """
 :root { --ink: #1d2433; --soft: #5b6475; --line: #dfe3ea; --paper: #ffffff; --back: #f4f6f9;
   --accent: #2457c5; --prompt: #eceef2; --answer: #c9f0d3; --question: #ffdcab; }
@@ -90,7 +96,12 @@ def write(path: str | os.PathLike, document: str) -> pathlib.Path:
 
 def escape(text: object) -> str:
     """Return text as HTML."""
-    return html.escape(str(text), quote=True)
+    return html.escape(visible(str(text)), quote=True)
+
+
+def visible(text: str) -> str:
+    """Return text with what a page cannot show, such as control characters, as escapes."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def heading(text: str) -> str:

@@ -25,6 +25,20 @@ def test_sigterm_is_no_error_to_go_on_after():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_callback_of_the_garbage_collector_is_not_lost(number, capsys):
+    class Last:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            threading.Event().wait(0.5)
+
+    with pytest.raises((errors.SgqlmError, KeyboardInterrupt)) as caught, common.stoppable("kept"):
+        Last()
+        threading.Event().wait(1)
+    assert isinstance(caught.value, KeyboardInterrupt) == (number == signal.SIGINT)
+    assert capsys.readouterr().err == ""
+
+
 def message(*words):
     with pytest.raises(errors.SgqlmError) as caught:
         load(*words)

@@ -205,6 +205,22 @@ def test_sigterm_and_failures_of_one_process_end_all(trained, larger, tmp_path):
     assert "max_new_tokens" in said(tmp_path) + said(tmp_path, 1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, errors.PREEMPTED), (signal.SIGINT, errors.INTERRUPTED)],
+)
+def test_a_signal_while_programs_are_compiled_gives_its_code(trained, ours, tmp_path, number, code):
+    out, logs = tmp_path / "out", tmp_path / "logs"
+    (one,) = start(1, words(trained, ours, out, tasks="seed"), logs, devices=1)
+    limit = time.monotonic() + 100
+    while not progress(out / "seed") and one.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    time.sleep(0.5)  # it has just begun, and compiles for seconds
+    one.send_signal(number)
+    assert launching.finish([one], timeout=60) == [code], said(logs)
+
+
 def kill_when(started, out, action):
     limit = time.monotonic() + 200
     while all(p.poll() is None for p in started) and time.monotonic() < limit:

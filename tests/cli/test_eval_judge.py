@@ -1,6 +1,5 @@
 """Benchmarks with a judge as a user types them, against a service that runs."""
 
-import argparse
 import json
 import os
 import signal
@@ -9,7 +8,7 @@ import time
 import pytest
 
 from sgqlm import config, errors
-from sgqlm.cli import judge_flags, main
+from sgqlm.cli import main
 from sgqlm.data import chat
 from sgqlm.train import checkpoint
 from tests import chat_service, paths, tiny_model
@@ -269,16 +268,122 @@ def test_nothing_is_paid_for_answers_to_other_questions(wild, service, capsys):
     files.lines(wild / "model.jsonl", [*said[:2], {"question_id": 8, "text": "?"}])
     assert run(*wild_words(wild), *at(service)) == errors.DATA
     seen = capsys.readouterr().err
-    assert "1 annotated questions have no answer" in seen and "1 answers are to" in seen
+    assert "1 questions have no answer: 1; 1 questions have no annotation: 8" in seen
     assert run(*wild_words(wild)) == errors.DATA
-    service.answers += ["8 8"] * 3
+    assert "answer all questions, or give the official files" in seen and "allow-mis" in seen
+    service.answers += ["8 4"] * 2
     assert run(*wild_words(wild), *at(service), "--allow-mismatch") == errors.OK
-    assert len(service.asked) == 3
+    assert len(service.asked) == 2  # none about the missing answer
+    seen = capsys.readouterr().out
+    assert "50.00 %  of 2" in seen and "no answer and are left out: 1" in seen
     files.lines(wild / "model.jsonl", [*said, {**said[0], "text": "other"}])
     assert run(*wild_words(wild), *at(service)) == errors.DATA
     files.lines(wild / "model.jsonl", [{**line, "prompt": "Who?"} for line in said])
     assert run(*wild_words(wild), *at(service)) == errors.DATA
-    assert "other questions" in capsys.readouterr().err and len(service.asked) == 3
+    assert "other questions" in capsys.readouterr().err and len(service.asked) == 2
+
+
+def test_a_missing_answer_to_mmvet_counts_as_0_and_costs_nothing(vet, service, capsys):
+    files.value(vet / "model.json", {"v1_1": "said"})
+    words = ["score", vet / "model.json", "--task=mmvet", "--annotations", vet / "mm-vet.json"]
+    words += [f"--out={vet / 'out.json'}", *at(service)]
+    assert run(*words) == errors.DATA and not service.asked
+    seen = capsys.readouterr().err
+    assert "answer all questions, or give --allow-mismatch" in seen and "official" not in seen
+    service.answers += ["0.9"]
+    assert run(*words, "--allow-mismatch") == errors.OK and len(service.asked) == 1
+    assert "2 annotated questions have no answer and count as wrong" in capsys.readouterr().out
+    report = told(vet / "out.json")
+    assert report["score"] == pytest.approx(0.3) and report["count"] == 3
+    assert report["judging"]["graded"] == 1 and report["judging"]["unparsable"] == 0
+    files.value(vet / "model.json", {**{f"v1_{n}": "said" for n in range(4)}})
+    service.answers += ["0.3"] * 2
+    assert run(*words) == errors.DATA and len(service.asked) == 1
+    seen = capsys.readouterr().err
+    assert "fix: give the official files of the version that is answered, or give --allow" in seen
+    assert run(*words, "--allow-mismatch") == errors.OK and len(service.asked) == 3
+
+
+def replies(path, service, wild, *texts):
+    """Record replies to all questions, run by run."""
+    service.answers += [text for text in texts for _ in range(3)]
+    words = [*at(service), f"--judge-record={path}", f"--judge-runs={len(texts)}"]
+    assert run(*wild_words(wild), *words, f"--reviews={path.with_name('old.jsonl')}") == errors.OK
+
+
+def test_a_replay_goes_on_after_the_replies_that_are_used(wild, service, capsys):
+    path, out = wild / "replies.jsonl", wild / "out.json"
+    replies(path, service, wild, "10 5", "10 9")
+    words = [*wild_words(wild), f"--judge=replay:{path}", f"--out={out}"]
+    assert run(*words) == errors.OK and told(out)["score"] == 0.5
+    assert run(*words, "--judge-runs=2") == errors.OK and told(out)["score"] == 0.7
+    capsys.readouterr()
+    assert run(*words, "--judge-runs=3") == errors.DATA
+    assert "used up" in capsys.readouterr().err
+    # what was asked for again has used a reply too
+    files.lines(path, [json.loads(line) for line in path.read_text().splitlines()[:3]])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    unread = {**lines[0], "reply": "sorry"}
+    files.lines(path, [unread, *lines[1:], {**lines[0], "reply": "10 8"}])
+    words.append(f"--reviews={wild / 'new.jsonl'}")
+    assert run(*words) == errors.OK and told(out)["judging"]["unparsable"] == 1
+    assert run(*words, "--judge-retry") == errors.OK and told(out)["score"] == 0.6
+    assert run(*words, "--judge-runs=2") == errors.DATA
+
+
+def test_a_replay_of_mmvet_goes_on_after_the_retries_that_are_used(vet, service):
+    path, out = vet / "replies.jsonl", vet / "out.json"
+    words = ["score", vet / "model.json", "--task=mmvet", "--annotations", vet / "mm-vet.json"]
+    service.answers += ["?", "0.1", "0.2", "0.3", "?", "0.4", "0.5", "0.6"]
+    live = [*at(service), f"--judge-record={path}", "--judge-runs=2"]
+    assert run(*words, *live, f"--reviews={vet / 'old.json'}") == errors.OK
+    words += [f"--judge=replay:{path}", f"--out={out}", f"--reviews={vet / 'new.json'}"]
+    assert run(*words) == errors.OK and run(*words, "--judge-runs=2") == errors.OK
+    assert told(out)["judging"]["totals"] == pytest.approx([20, 50])
+    assert run(*words, "--judge-runs=3") == errors.DATA
+
+
+def test_replies_that_cannot_be_read_are_told_and_asked_for_again(wild, service, capsys):
+    service.answers += ["sorry"] * 3
+    words = [*wild_words(wild), *at(service)]
+    assert run(*words) == errors.DATA and len(service.asked) == 3
+    seen = capsys.readouterr().out
+    assert "not scored: 3 of 3 reviews have no two scores" in seen and "--judge-retry" in seen
+    assert "None" not in seen and "over 0" not in seen and "count as -1" not in seen
+    assert run(*words) == errors.DATA and len(service.asked) == 3
+    service.answers += ["8 4", "sorry", "8 4"]
+    assert run(*words, "--judge-retry") == errors.OK and len(service.asked) == 6
+    seen = capsys.readouterr()
+    assert "1 reviews have no two scores (of 3); they count as -1" in seen.out
+    old = wild / "model_some-judge-review-replaced.jsonl"
+    assert str(old) in seen.out and old.read_text().count("sorry") == 3
+    service.answers += ["8 4"]
+    assert run(*words, "--judge-retry") == errors.OK and len(service.asked) == 7
+    assert "50.00 %  of 3" in capsys.readouterr().out
+
+
+def test_grades_that_cannot_be_read_are_asked_for_again(vet, service, capsys):
+    words = ["score", vet / "model.json", "--task=mmvet", "--annotations", vet / "mm-vet.json"]
+    words += [*at(service), "--judge-runs=2", f"--out={vet / 'out.json'}"]
+    service.answers += [*["?"] * 6, "0.5", "0.5", "1.0", "0.5", "0.5"]
+    assert run(*words) == errors.OK and told(vet / "out.json")["judging"]["unparsable"] == 1
+    seen = capsys.readouterr().out
+    assert "1 of 6 grades could not be read" in seen and "--judge-retry" in seen
+    service.answers += ["0.0"]
+    assert run(*words, "--judge-retry") == errors.OK and not service.answers
+    grades = told(vet / "model_some-judge-grade.json")
+    assert grades["v1_0"]["score"] == [1.0, 0.0] and grades["v1_0"]["content"] == ["1.0", "0.0"]
+    old = json.loads((vet / "model_some-judge-grade-replaced.jsonl").read_text())
+    assert old["question_id"] == "v1_0" and old["content"] == ["?"] and old["score"] == [0.0]
+    assert run(*words, "--judge-retry") == errors.OK and len(service.asked) == 12
+
+
+def test_a_finished_grading_is_told_once(wild, service, capsys):
+    service.answers += ["8 4"] * 3
+    assert run(*wild_words(wild), *at(service)) == errors.OK
+    capsys.readouterr()
+    assert run(*wild_words(wild), *at(service)) == errors.OK
+    assert capsys.readouterr().err.count("llava_wild judge 3/3") == 1
 
 
 def test_mmbench_asks_the_judge_where_no_rule_helps(tmp_path, service, capsys):
@@ -297,6 +402,13 @@ def test_mmbench_asks_the_judge_where_no_rule_helps(tmp_path, service, capsys):
     assert "2 answers were shown to the judge, 1 mean an option" in capsys.readouterr().out
     assert told(out)["score"] == pytest.approx(2 / 3) and told(out)["judging"]["matched"] == 1
     assert run(*words, *at(service)) == errors.OK and len(service.asked) == 2
+    path.write_text(path.read_text().replace("woof", "bark"))
+    service.answers += ["hm"] * 3
+    assert run(*words, *at(service)) == errors.OK and len(service.asked) == 5
+    assert "1 replies name none (--judge-retry" in capsys.readouterr().out
+    service.answers += ["A"]
+    assert run(*words, *at(service), "--judge-retry") == errors.OK and len(service.asked) == 6
+    assert told(out)["judging"]["matched"] == 1
 
 
 @pytest.mark.parametrize(
@@ -343,31 +455,6 @@ def test_what_needs_no_judge_or_other_files(wild, capsys):
     assert run("score", wild / "done.jsonl", "--task=llava_wild", *judge) == errors.USAGE
     assert "graded already" in capsys.readouterr().err
     assert run("score", wild / "done.jsonl", path, "--task=llava_wild") == errors.USAGE
-
-
-def test_flags_are_of_the_judge_and_the_benchmarks_that_are_scored(tmp_path):
-    parser = argparse.ArgumentParser()
-    judge_flags.add(parser)
-    files.lines(tmp_path / "r.jsonl", [{"prompt": "p", "judge": "m", "reply": "1"}])
-    by = f"--judge=replay:{tmp_path / 'r.jsonl'}"
-    found = judge_flags.settings(parser.parse_args([by]), ["mmvet", "gqa"])
-    assert found.parallel == 1 and found.runs == 1 and not found.is_open
-    assert judge_flags.settings(parser.parse_args([]), ["gqa"]).is_open
-    for name in ("rule.json", "again.json", "prompt.txt"):
-        (tmp_path / name).write_text("{}")
-    prompts = [f"--judge-prompt={tmp_path / name}" for name in ("rule.json", "prompt.txt")]
-    args = parser.parse_args([by, *prompts])
-    assert (
-        judge_flags.settings(args, ["mmvet", "llava_wild"]).prompt("mmvet") == args.judge_prompt[1]
-    )
-    for words, tasks, message in (
-        (prompts, ["mmvet"], "rule.json"),
-        (prompts[:1], ["mmbench"], "mmbench take none"),
-        ([prompts[0], f"--judge-prompt={tmp_path / 'again.json'}"], ["llava_wild"], "one prompt"),
-        (["--judge-runs=2"], ["mmbench"], "--judge-runs is of llava_wild"),
-    ):
-        with pytest.raises(errors.SgqlmError, match=message):
-            judge_flags.settings(parser.parse_args([by, *words]), tasks)
 
 
 @pytest.mark.slow

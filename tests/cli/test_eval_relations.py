@@ -30,30 +30,31 @@ def run(*words):
 def test_the_task_is_measured_resumed_and_scored_again(place, capsys, tmp_path):
     words = [f"--checkpoint={place / 'run'}", f"--data={place / 'built'}", "--tasks=relations"]
     words += ["--pairs=annotated", f"--out={tmp_path}", "--config.eval.batch_size=2"]
+    made = tmp_path / "relations"
     assert run(*words, "--limit=1") == errors.OK
     seen = capsys.readouterr()
     assert "predcls" in seen.out and "mR" in seen.out and "riding" in seen.out
     assert "not comparable with all pairs" in seen.out and "zR" in seen.out
-    first = (tmp_path / eval_relations.ANSWERS).read_text()
+    first = (made / eval_relations.ANSWERS).read_text()
     assert run(*words) == errors.OK
     seen = capsys.readouterr()
     assert "1 of 3 images have an answer" in seen.err and "3/3" in seen.err
-    assert (tmp_path / eval_relations.ANSWERS).read_text().startswith(first)
-    told = json.loads((tmp_path / eval_relations.REPORT).read_text())
+    assert (made / eval_relations.ANSWERS).read_text().startswith(first)
+    told = json.loads((made / eval_relations.REPORT).read_text())
     assert told["task"] == "relations" and told["images"] == 3 and 0 <= told["R@20"] <= 1
     assert run(*words, "--calibrate") == errors.USAGE
     assert "is_calibrated" in capsys.readouterr().err
-    *lines, last = (tmp_path / eval_relations.ANSWERS).read_text().splitlines(keepends=True)
+    *lines, last = (made / eval_relations.ANSWERS).read_text().splitlines(keepends=True)
     failed = {"key": json.loads(last)["key"], "row": 0, "error": "the disk was away"}
     whole = "".join([*lines, last])
-    (tmp_path / eval_relations.ANSWERS).write_text("".join(lines) + json.dumps(failed) + "\n")
+    (made / eval_relations.ANSWERS).write_text("".join(lines) + json.dumps(failed) + "\n")
     assert run(*words, "--retry", "--calibrate") == errors.USAGE
-    assert "the disk was away" in (tmp_path / eval_relations.ANSWERS).read_text()
+    assert "the disk was away" in (made / eval_relations.ANSWERS).read_text()
     assert run(*words, "--retry") == errors.OK
-    assert (tmp_path / eval_relations.ANSWERS).read_text() == whole
-    again = [f"--data={place / 'built'}", "--task", "relations", f"--out={tmp_path / 'b.json'}"]
-    assert run("score", tmp_path / eval_relations.ANSWERS, *again) == errors.OK
-    assert json.loads((tmp_path / "b.json").read_text()) == told
+    assert (made / eval_relations.ANSWERS).read_text() == whole
+    again = [f"--data={place / 'built'}", "--task", "relations", f"--out={made / 'b.json'}"]
+    assert run("score", made / eval_relations.ANSWERS, *again) == errors.OK
+    assert json.loads((made / "b.json").read_text()) == told
     page = tmp_path / "page"
     assert run("report", tmp_path, f"--out={page}") == errors.OK
     shown = json.loads((page / "evaluation.json").read_text())["reports"]
@@ -128,7 +129,7 @@ def test_mistakes_are_told(place, capsys, tmp_path):
         (("--tasks=scenes", "--out={place}/x.json"), errors.USAGE, "name of a file"),
         (("--tasks=scenes", "--config.text.template=plain"), errors.USAGE, "the checkpoint says"),
         (("--tasks=scenes,gqa", "--root={place}", "--mode=sgcls"), errors.DATA, "questions of gqa"),
-        (("--tasks=scenes,scene",), errors.USAGE, "--root"),
+        (("--tasks=scenes,scene",), errors.USAGE, "did you mean scenes?"),
         (("--tasks=scenes,relations", "--data={place}/none"), errors.DATA, ""),
         (
             ("--tasks=scenes,relations", "--data={place}/built", "--mode=sgdet"),

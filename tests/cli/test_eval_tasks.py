@@ -237,17 +237,23 @@ def test_errors_are_noted_and_asked_again_on_request(trained, ours, tmp_path, ca
     questions.write_text(questions.read_text() + json.dumps(long) + "\n")
     assert run(trained, root, "llava_wild", tmp_path, *FAST) == errors.OK
     seen = capsys.readouterr().out
-    assert "2 questions have an error" in seen and "001.jpg" in seen and "positions" in seen
+    assert "2 of 4 questions have an error" in seen and "001.jpg" in seen and "positions" in seen
     assert [bool(line["metadata"]) for line in answers(tmp_path, "llava_wild")] == [0, 1, 0, 1]
     path.write_bytes(whole)
+    assert run(trained, root, "llava_wild", tmp_path, *FAST) == errors.OK
+    assert "2 have an error and an empty one (--retry asks them again)" in capsys.readouterr().err
     assert run(trained, root, "llava_wild", tmp_path, *FAST, "--retry") == errors.OK
-    assert "1 questions have an error" in capsys.readouterr().out
+    assert "1 of 4 questions have an error" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (("--tasks=gpa",), errors.USAGE, "there is no benchmark 'gpa'"),
+        (("--tasks=gqq",), errors.USAGE, "did you mean gqa? known: "),
+        (("--tasks=relation",), errors.USAGE, "did you mean relations? known: "),
+        (("--tasks=zzz",), errors.USAGE, ",scenes,relations"),
+        (("--tasks=pope", "--limit=-3"), errors.USAGE, "or give 0, which is the same"),
         (("--tasks=gqa",), errors.DATA, "the questions of gqa are not there"),
         (("--tasks=pope", "--mode=sgcls"), errors.USAGE, "--mode is a flag of relations"),
         (("--tasks=pope", "--limit=-1"), errors.USAGE, "--limit is below 0"),

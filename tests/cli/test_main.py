@@ -68,6 +68,30 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
     assert "test_main.py" in err
 
 
+@pytest.mark.parametrize("code", [errors.PREEMPTED, errors.INTERRUPTED])
+def test_a_stopped_process_ends_before_python_takes_apart_what_threads_use(code):
+    script = f"""
+import atexit, os, sys
+from sgqlm.cli import doctor, main
+
+class Client:  # as that of XLA, which must not go while a thread compiles
+    def __del__(self):
+        os.abort()
+
+def run(argv):
+    atexit.register(print, "cleaned up")
+    doctor.client = Client()
+    return {code}
+
+doctor.run = run
+sys.argv = ["sgqlm", "doctor"]
+sys.exit(main.main())
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT)
+    assert (done.returncode, done.stdout) == (code, "cleaned up\n"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [

@@ -105,6 +105,7 @@ def test_parts_that_llava_cannot_hold_are_named(tiny, tmp_path):
     for part in ("prototypes (paper)", "scene graph", "region classifier"):
         assert part in caught.value.what
     assert caught.value.code == errors.CHECKPOINT
+    assert 'format="sgqlm"' in caught.value.fix and "--drop-extras" in caught.value.fix
     assert not list(tmp_path.iterdir())
 
 

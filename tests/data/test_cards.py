@@ -38,6 +38,27 @@ def test_missing_and_changed_files(tmp_path):
         cards.load(tmp_path)
 
 
+def test_what_else_will_do_is_not_missing(tmp_path):
+    card = cards.find("flickr30k")
+    told = "dataset_flickr30k.json, flickr30k_test.json or results_20130124.token with test.txt"
+    (tmp_path / "flickr30k-images").mkdir()
+    (tmp_path / "results_20130124.token").write_text("")
+    (line,) = cards.missing_files(card, tmp_path)
+    assert line.startswith(f"{told}: missing (images, splits")
+    (tmp_path / "test.txt").write_text("")
+    assert cards.missing_files(card, tmp_path) == []
+    assert cards.names({"path": "a.json"}) == "a.json"
+    place = tmp_path / "conceptual"
+    (place / "00000").mkdir(parents=True)
+    (place / "Validation_GCC-1.1.0-Validation.tsv").write_text("")
+    assert cards.missing_files(cards.find("conceptual"), place) == []
+    values = {"name": "n", "title": "t", "source": "s", "licence": "l"}
+    file = {"path": "a", "required": True, "what": "text", "or": "b"}
+    (tmp_path / "card.json").write_text(json.dumps({**values, "files": [file]}))
+    with pytest.raises(errors.SgqlmError, match="no usable data set card"):
+        cards.load(tmp_path)
+
+
 PUBLISHED = {  # card -> json, image root below the folder, records
     "llava_pretrain_558k": ("blip_laion_cc_sbu_558k.json", "images", 558128),
     "llava_v1_5_mix665k": ("llava_v1_5_mix665k.json", ".", 665298),

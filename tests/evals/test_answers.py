@@ -46,10 +46,17 @@ def test_other_settings_and_broken_files_are_refused(tmp_path):
         answers.AnswerFile(path, HEADER | {"predicates": ["under"]})
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + "{]\n" + lines[1])
-    with pytest.raises(errors.SgqlmError, match=r"answers\.jsonl:2"):
+    with pytest.raises(errors.SgqlmError, match=r"answers\.jsonl:2") as caught:
         answers.read(path)
+    assert caught.value.fix == "delete line 2, and what it answers is asked again"
+    with pytest.raises(errors.SgqlmError, match="one json object a line"):  # of the user
+        list(answers.iterate(path))
+    path.write_text(lines[0] + "\n{}\n" + lines[1])
+    with pytest.raises(errors.SgqlmError, match="it has no key") as caught:
+        answers.read(path)
+    assert caught.value.where.endswith("jsonl:3")
     path.write_text("[1]\n")
-    with pytest.raises(errors.SgqlmError, match="no json object"):
+    with pytest.raises(errors.SgqlmError, match=r"no json object\n.*delete the file"):
         answers.read(path)
     path.write_text('{"key": "a"}\n')
     with pytest.raises(errors.SgqlmError, match="no header"):

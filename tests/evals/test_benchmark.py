@@ -41,8 +41,11 @@ def test_errors_are_forgotten_on_request_unless_the_settings_changed(answered):
         benchmark.plan(job(), answered.parent, {**HEAD, "model": "n"}, retry=True)
     assert answered.read_text() == before
     assert benchmark.plan(job(), answered.parent, HEAD) == []
+    assert benchmark.count_errors(job(), answered.parent) == 1
+    assert benchmark.count_errors(job(1), answered.parent) == 0
     assert benchmark.plan(job(), answered.parent, HEAD, retry=True) == [1]
     assert [line["key"] for line in answers.read(answered)[1]] == ["0", "2"]
+    assert benchmark.count_errors(job(), answered.parent) == 0
 
 
 def test_a_part_does_not_take_the_place_of_the_whole(answered):

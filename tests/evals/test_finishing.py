@@ -1,5 +1,6 @@
 """What becomes of answers: scored over the questions that were asked, sent only as a whole."""
 
+import dataclasses
 import json
 
 import pytest
@@ -37,6 +38,15 @@ def test_a_part_is_scored_against_its_own_annotations_and_not_sent(place, tmp_pa
     assert len(whole.submission.read_text().splitlines()) == 3
 
 
+def test_answers_with_an_error_are_told_beside_the_score_with_what_asks_them_again(place, tmp_path):
+    found = done(place, tmp_path / "out")
+    before = found.lines()
+    assert not any("--retry" in line for line in before)
+    found.answers[1] |= {"text": "", "metadata": {"error": "broken"}}
+    (caution,) = [line for line in found.lines() if line.startswith("caution")]
+    assert "1 of 3 questions have an error" in caution and "--retry" in caution
+
+
 def test_the_report_names_the_file_it_measured(place, tmp_path):
     found = done(place, tmp_path / "out")
     path = tmp_path / "out" / benchmark.REPORT
@@ -44,6 +54,19 @@ def test_the_report_names_the_file_it_measured(place, tmp_path):
     told = json.loads(path.read_text())
     assert told["settings"] == {"checkpoint": "here"} and told["failed"] == []
     assert set(told["score"]["sha256"]) == {benchmark.ANSWERS}
+
+
+def test_damaged_annotations_are_a_failure_and_absent_ones_are_none(tmp_path):
+    root = files.make(tmp_path / "root", ["gqa"])
+    (path,) = root.rglob("testdev_balanced_questions.json")
+    place = tasks.locate(tasks.get("gqa"), root)
+    assert done(place, tmp_path / "good").code == errors.OK
+    path.write_text("{")
+    found = done(place, tmp_path / "damaged")
+    assert found.score is None and found.code == errors.DATA and "not scored" in found.notes[-1]
+    path.unlink()
+    absent = done(tasks.locate(tasks.get("gqa"), root), tmp_path / "absent")
+    assert absent.score is None and absent.code == errors.OK
 
 
 class Fixed:
@@ -92,6 +115,8 @@ def test_a_judge_grades_what_was_answered(tmp_path):
     found = judged(place(), tmp_path / "out")
     assert found.score is None and f"{folder / 'context.jsonl'}" in found.notes[0]
     assert "sgqlm eval score" in found.notes[0] and "--judge=openai" in found.notes[0]
+    part = judged(place(), tmp_path / "out", limit=2).notes[0]
+    assert "next: the same command with --judge=openai" in part and "eval score" not in part
     failed = judged(place(), tmp_path / "out", Fixed(None))
     assert failed.score is None and failed.code == errors.RESOURCES and "gone" in failed.notes[0]
     part = judged(place(), tmp_path / "out", Fixed(), limit=2)
@@ -99,20 +124,20 @@ def test_a_judge_grades_what_was_answered(tmp_path):
     rest = Fixed()
     whole = judged(place(), tmp_path / "out", rest)
     assert whole.score and whole.score.score == 0.5 and rest.asked == 1
+    unread = judged(place(), tmp_path / "unread", Fixed("sorry"))
+    assert unread.code == errors.DATA and "--judge-retry" in "".join(unread.lines())
     path = finishing.write_report(whole, {}, tmp_path / "out" / benchmark.REPORT)
     assert json.loads(path.read_text())["score"]["judge"].startswith("fixed, prompt ")
 
 
 def test_a_submission_that_cannot_be_written_ends_nothing(place, tmp_path, monkeypatch):
     def fail(*given):
-        raise errors.SgqlmError("no such ids", code=errors.DATA)
+        raise errors.SgqlmError("no such ids", where="a.json", fix="give it", code=errors.DATA)
 
     monkeypatch.setattr(finishing.submissions, "write", fail)
     found = done(place, tmp_path / "out")
     assert found.submission is None and found.score and found.code == errors.DATA
-    assert (
-        found.notes[0].startswith("no submission is written: ") and "no such ids" in found.notes[0]
-    )
+    assert found.notes == ["no submission is written: no such ids (a.json): give it"]
 
 
 def test_a_judge_that_could_not_grade_is_told_before_and_after(tmp_path):
@@ -144,6 +169,12 @@ def test_mmvet_and_mmbench_take_the_judge_too(tmp_path):
     part = judged(vet, tmp_path / "vet", Fixed("0.5"), limit=1).score
     whole = judged(vet, tmp_path / "vet", Fixed("0.5")).score
     assert part and whole and len(part.items) == 1 and whole.score == 0.5
+    with pytest.raises(errors.SgqlmError, match="not to the same questions") as caught:
+        other = dataclasses.replace(vet, annotations=(tmp_path / "mm-vet.json",))
+        files.value(tmp_path / "mm-vet.json", {"v1_0": item})
+        finishing.check_judge([benchmark.prepare(other)], judging.Settings(by=Fixed()))
+    assert "1 questions have no annotation: v1_1" in str(caught.value)
+    assert "--allow-mismatch" not in str(caught.value)  # no flag of `eval --tasks`
     bench = tasks.locate(tasks.get("mmbench"), root)
     by = Fixed()
     found = judged(bench, tmp_path / "bench", by).score

@@ -68,6 +68,21 @@ def test_coco_by_name_and_number(coco, tmp_path):
     assert scoring.score("hallucination", [whole], coco).items == done.items
 
 
+def test_kinds_without_an_annotation_are_looked_for(tmp_path):
+    kinds = [*INSTANCES["categories"], {"id": 58, "name": "hot dog"}]
+    files = [put(tmp_path / "instances.json", {**INSTANCES, "categories": kinds})]
+    said = [{"image_id": 42, "caption": "A dog, a hot dog and a person."}]
+    answers = put(tmp_path / "a.json", said)
+    done = scoring.score("hallucination", [answers], files)
+    assert "[not there: hot dog, person]" in done.details["42"]["given"]
+    assert figures(done)["CHAIR_s"] == 1 and figures(done)["CHAIR_i"] == 2 / 3
+    assert any(note.startswith("5 kinds") for note in done.notes)
+    words = put(tmp_path / "words.txt", "sausage, hot dog\n")
+    done = scoring.score("hallucination", [answers], [*files, words])
+    assert "[not there: sausage, person]" in done.details["42"]["given"]
+    assert any(note.startswith("5 kinds") for note in done.notes)
+
+
 def test_what_captions_mention_is_there_too(coco, tmp_path):
     told = {"annotations": [{"image_id": 42, "id": 5, "caption": "A man with his hound."}]}
     files = [put(tmp_path / "captions_val2014.json", told), *coco]

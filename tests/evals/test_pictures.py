@@ -75,3 +75,15 @@ def test_entities_are_drawn(tmp_path):
     assert inside[0].size[0] == pictures.SIDE
     with pytest.raises(errors.SgqlmError, match="no such folder"):
         pictures.Pictures(tmp_path / "none", None)
+
+
+def test_pictures_that_are_missed_are_counted_once(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    drawer = pictures.Pictures(tmp_path, None)
+    for name in ("a", "b", "c", "c", "d"):
+        drawer.find(itemised.Item(image=name), "gqa")
+    first, second, fix = drawer.missed_lines()
+    assert first == "gqa: pictures that cannot be read: 1 (b)"
+    assert second == "gqa: pictures not below --images: 2 (c, d)" and "--images=ROOT" in fix
+    assert pictures.Pictures(None, None).missed_lines() == []

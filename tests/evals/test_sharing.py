@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import os
 import pathlib
 import socket
 import subprocess
@@ -120,6 +121,21 @@ def test_a_process_that_is_gone_is_missed(tmp_path):
     threading.Event().wait(0.01)
     with pytest.raises(errors.SgqlmError, match=r"process [12] .* is gone"):
         team.check()
+
+
+def test_one_that_has_ended_and_waits_for_its_parent_is_gone(tmp_path, capsys):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        space = sharing.pid_space()
+        about = {"host": socket.gethostname(), "space": space, "pid": other.pid, "beat": 3}
+        (tmp_path / "beat-1").write_text(json.dumps(about))
+        team = sharing.Team(tmp_path, 0, 2)
+        team.check()
+        team.check()
+        other.kill()
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # its number stays in use
+        with pytest.raises(errors.SgqlmError, match="process 1 of the evaluation is gone"):
+            team.done("gqa")
+    assert capsys.readouterr().err == "waiting for the answers of process 1 to gqa\n"
 
 
 def test_one_process_alone_leaves_nothing(tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 
-from sgqlm.evals import comparing, families, measured, published, summary
+from sgqlm.evals import families, measured, published, summary
 from tests.evals import reports
 
 WRONG = "nynynynynyyn"
@@ -147,29 +147,26 @@ def test_markdown_is_not_broken_by_questions(tmp_path):
     text = summary.markdown(build(tmp_path))
     line = next(line for line in text.splitlines() if line.startswith("| random/11"))
     assert r"a 10 \| &lt;b&gt; in" in line and line.replace(r"\|", "").count("|") == 5
-    assert "mean F1 83.33 %, 95 % interval" in text and "clustered by 6 images" in text
-
-
-def test_comparison(tmp_path):
-    pair = [
-        measured.read(reports.pope(tmp_path / n, s)) for n, s in (("a", WRONG), ("b", "ny" * 6))
-    ]
-    known = [measured.items_of(one)[0] for one in pair]
-    done = comparing.adjusted([comparing.compare(*pair, items=tuple(known))])
-    found = summary.compared(done, [known], ["seed only in the first: left out"])
-    part = found["tasks"][0]
-    assert (part["better"], part["worse"], part["same"]) == (2, 0, 10)
-    assert [item["second_given"] for item in part["changed"]["better"]] == ["No", "Yes"]
-    assert part["difference"] == 100 * (pair[1].score - pair[0].score)
-    row = dict(
-        zip(
-            *[
-                values[0] if n else values
-                for n, values in enumerate(summary.comparison_cells(found))
-            ],
-            strict=True,
-        )
+    assert (
+        "mean F1 of 1 of 3 categories 83.33 %, 95 % interval" in text
+        and "clustered by 6 images" in text
     )
-    assert row["difference"] == "+16.67" and row["better"] == "2" and row["test"].startswith("sign")
-    text = summary.comparison_markdown(found)
-    assert "left out" in text and "| random/11 |" in text and "## pope: 0 worse" in text
+
+
+def test_control_characters_of_answers_are_shown(tmp_path):
+    details = {"0": {"question": "a\nb", "given": "x\x08\x19 \ud800\u202ey|"}}
+    write(tmp_path / "m" / "r.json", [0.5], unit="%", details=details)
+    text = summary.markdown(build(tmp_path))
+    assert r"| 0 | a b |  | x\\x08\\x19 \\ud800\\u202ey\| |" in text and text.encode()
+
+
+def test_the_points_of_mme_stand_beside_the_most_there_are(tmp_path):
+    answers = tmp_path / "given" / "code_reasoning.txt"
+    other = answers.with_name("count.txt")
+    answers.parent.mkdir()
+    for path, said in ((answers, "yes"), (other, "no")):
+        path.write_text(f"1.jpg\tIs it?\tYes\t{said}\n1.jpg\tIs it not?\tNo\tno\n")
+    reports.write(tmp_path / "m" / "r.json", "mme", [answers, other])
+    told = summary.headline(build(tmp_path / "m")["reports"][0])
+    assert told.startswith(("perception 50.00 of 2000 ", "perception 50.00 of 2000,"))
+    assert told.endswith("; cognition 200.00 of 800")

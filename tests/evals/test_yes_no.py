@@ -36,6 +36,7 @@ def test_categories_are_found_by_the_ids_of_llavas_question_file(tmp_path):
     whole = tmp_path / "whole.jsonl"
     whole.write_text("".join(part.read_text() for part in reversed(parts)))
     done = yes_no.score_pope([whole], files)
+    assert (done.metric, done.rows[0][0]) == ("mean F1", "mean F1")
     assert done.score == 1 and len(done.items) == 6 and not done.faults.is_mismatch
     assert done.items["random/1"] == 1
     figures = {name: value for name, value, _ in done.rows}
@@ -43,6 +44,8 @@ def test_categories_are_found_by_the_ids_of_llavas_question_file(tmp_path):
     one = yes_no.score_pope([whole], files[:1])
     assert one.score == 1 and any("no labels of popular" in note for note in one.notes)
     assert any("absent: adversarial, popular" in note for note in one.notes)
+    two = yes_no.score_pope([whole], files[:2])  # no one takes it for the published figure
+    assert two.metric == two.rows[0][0] == "mean F1 of 2 of 3 categories"
     part = yes_no.score_pope([parts[1]], files)  # labels of all, answers to one
     assert part.score == 1 and list(part.items) == ["random/1", "random/2"]
     assert "no answers to popular: left out" in part.notes and not part.faults.is_mismatch

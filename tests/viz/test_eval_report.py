@@ -69,6 +69,28 @@ def test_a_graph_has_labels_weights_and_shades():
     assert rows[:8] == ["1", "&lt;cup&gt;", "0.250", "cup", "2", "tray", "0.750", "what"]
 
 
+def test_only_the_strongest_nodes_and_edges_are_not_folded():
+    count = 7
+    boxes = np.tile(np.array([[0, 0, 9, 9]], np.float32), (count, 1))
+    names = [f"thing{n}" for n in range(count)]
+    entities = graphs.Entities(
+        np.zeros((count, 20, 30), bool), boxes, names, np.ones(count, np.float32), (20, 30)
+    )
+    shares = np.linspace(0.7, 0.1, count)[::-1].copy()  # the first has the least
+    image = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+    edges = (1 - np.eye(count)) * np.linspace(0.1, 0.2, count)
+    text = eval_report.graph(image, entities, node_attention=shares, edges=edges)
+    tables = text[text.index('<div class="numbers">') :]
+    shown, folded = tables.split("<details>")
+    assert "thing0" not in shown and "thing0" in folded and shown.count("thing") == 6
+    assert shown.count(" to ") == 8 and "1 more node and 6 more edges" in folded
+
+
+def test_what_no_page_can_show_is_an_escape():
+    shown = eval_report.pages.escape("a\x08\x19<b>\u202e\r\n\tc\ud800")
+    assert shown == r"a\x08\x19&lt;b&gt;\u202e" + "\r\n\tc" + r"\ud800"
+
+
 def cards():
     image = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
     found = {"id": "1" * 80, "question": "q " + "x" * 90, "wanted": "<i>", "kinds": ['a"b']}
