@@ -7,6 +7,7 @@ import json
 import pytest
 
 from sgqlm import errors
+from sgqlm.data import cards
 from sgqlm.evals import questions, tasks
 from tests import paths
 from tests.evals import benchmark_files as files
@@ -167,5 +168,5 @@ def test_every_benchmark_has_a_card(tmp_path):
     for name, task in tasks.TASKS.items():
         card = json.loads((paths.ROOT / "data" / name / "card.json").read_text())
         assert card["folder"] in task.folders
-        named = " ".join(f"{file['path']} {file['what']}" for file in card["files"])
+        named = " ".join(f"{cards.names(file)} {file['what']}" for file in card["files"])
         assert all(file in named for file in task.files if "*" not in file)
