@@ -27,12 +27,14 @@ def words() -> tokenizer.Tokenizer:
 
 
 @functools.cache
-def make() -> model_lib.VisionLanguageModel:
-    """Return a model of 56 pixel images with every part of the architecture."""
+def make(image_size: int = 56) -> model_lib.VisionLanguageModel:
+    """Return a model of small images with every part of the architecture."""
     tiny = presets.get("tiny")
     settings = dataclasses.replace(
         tiny,
-        vision=dataclasses.replace(tiny.vision, image_size=56, width=32, num_layers=2, mlp_dim=64),
+        vision=dataclasses.replace(
+            tiny.vision, image_size=image_size, width=32, num_layers=2, mlp_dim=64
+        ),
         llm=dataclasses.replace(
             tiny.llm, vocab_size=words().vocab_size, width=48, num_layers=2, mlp_dim=64, head_dim=12
         ),

@@ -40,7 +40,8 @@ def run(argv: list[str]) -> int:
     model = model_lib.load(args.checkpoint, base=args.base)
     settings = _fitted(model, settings, args)
     image, entities = picture.open_picture(model, args)
-    found = self_questioning.about(model, inputs.Row((), image, entities), settings)
+    row = inputs.Row((), image, entities)
+    (found,) = self_questioning.about_each(model, [row], settings, names=[""])
     for question, answer in zip(found["questions"], found["answers"], strict=True):
         print(f"Q: {picture.one_line(question)}\nA: {picture.one_line(answer)}")
     return errors.OK

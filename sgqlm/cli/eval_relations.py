@@ -9,7 +9,6 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from sgqlm import config, errors
 from sgqlm import model as model_lib
@@ -236,13 +235,5 @@ def _report(path: pathlib.Path, data, words, args, items, out: pathlib.Path | No
         result = relations.score_texts(path, data, words, zero_shot=zero_shot or None)
     print("\n".join(relations.lines(result)))
     if out is not None:
-        inner: dict[str, Any] = {**result["score"], "answers": [_beside(path, out)]}
-        inner["sha256"] = {inner["answers"][0]: records.file_digest(path)}
-        result = {"task": scene_graphs.TASK, **result, "score": inner}
-        print(report.write(out, result), flush=True)
+        print(report.write(out, {"task": scene_graphs.TASK, **result}), flush=True)
     return errors.OK
-
-
-def _beside(path: pathlib.Path, out: pathlib.Path) -> str:
-    """Return the name of the answers as the report is to tell it, such that both may be moved."""
-    return path.name if path.resolve().parent == out.resolve().parent else str(path)

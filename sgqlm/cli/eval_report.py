@@ -22,6 +22,7 @@ _COMPARE = (
 )
 _MOST_WRONG = 1000
 _UNKNOWN = "not known"
+_Items = Mapping[str, measured.Item]
 _SIDES = ("given", "second_given"), ("score", "second_score")
 
 
@@ -50,11 +51,11 @@ def run(argv: list[str]) -> int:
         print(f"{len(other)} json files are no reports of answers: {told}", file=sys.stderr)
     for line in left:
         print(f"left out: {line}", file=sys.stderr)
-    known = [measured.items_of(one) for one in reports]
-    drawer = _drawer(args, [items for items, _ in known])
-    found = summary.build(reports, known, wrong=args.wrong)
-    seen = _seen(found, reports, [items for items, _ in known], drawer, viewer, args.graphs)
-    body = _report_body(found, [items for items, _ in known], drawer, seen)
+    known = [one.details for one in reports]
+    drawer = _drawer(args, known)
+    found = summary.build(reports, wrong=args.wrong)
+    seen = _seen(found, reports, drawer, viewer, args.graphs)
+    body = _report_body(found, known, drawer, seen)
     _tell_missed(drawer)
     print("\n".join(_lines(*summary.cells(found["table"])[:2])))
     document = eval_report.page("Evaluation", body)
@@ -65,17 +66,16 @@ def run(argv: list[str]) -> int:
 def _seen(
     found: Mapping[str, Any],
     reports: Sequence[measured.Report],
-    known: Sequence[measured.Items],
     drawer: pictures.Pictures,
     viewer: graph_views.Viewer | None,
     most: int | None,
 ) -> list[Mapping[str, graph_views.View]]:
     """Return the views of the wrong answers of each report, and put them into the json values."""
     out = []
-    for part, one, items in zip(found["reports"], reports, known, strict=True):
-        shown = [wrong for wrong in part["wrong"]["shown"] if wrong["id"] in items]
+    for part, one in zip(found["reports"], reports, strict=True):
+        shown = [wrong for wrong in part["wrong"]["shown"] if wrong["id"] in one.details]
         shown = shown[:most] if viewer else []
-        asked = {wrong["id"]: items[wrong["id"]] for wrong in shown}
+        asked = {wrong["id"]: one.details[wrong["id"]] for wrong in shown}
         if viewer is None or not asked:
             out.append({})
             continue
@@ -103,17 +103,14 @@ def compare(argv: list[str]) -> int:
     _check(args)
     pairs, notes = _pairs(args.first, args.second)
     pairs = comparison.named(pairs)
-    known = [[measured.items_of(one)[0] for one in pair] for pair in pairs]
-    drawer = _drawer(args, [first or second for first, second in known])
-    done = comparing.adjusted(
-        comparing.compare(*pair, items=(items[0], items[1]))
-        for pair, items in zip(pairs, known, strict=True)
-    )
-    found = comparison.compared(done, known, notes)
+    known = [first.details or second.details for first, second in pairs]
+    drawer = _drawer(args, known)
+    done = comparing.adjusted(comparing.compare(*pair) for pair in pairs)
+    found = comparison.compared(done, notes)
     print("\n".join(_lines(*comparison.cells(found))))
     print("\n".join([*comparison.notes(found), *comparison.caveats(found)]))
     if args.out:
-        body = _compared_body(found, [first or second for first, second in known], drawer, args)
+        body = _compared_body(found, known, drawer, args)
         document = eval_report.page("Comparison", body)
         text = comparison.markdown(found, most=args.wrong)
         _tell_missed(drawer)
@@ -133,7 +130,7 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _drawer(args: argparse.Namespace, known: Sequence[measured.Items]) -> pictures.Pictures:
+def _drawer(args: argparse.Namespace, known: Sequence[_Items]) -> pictures.Pictures:
     has_pixels = any(item.pixels for items in known for item in items.values())
     if args.entities and not args.images and not has_pixels:
         fix = "name their folder with --images"
@@ -265,7 +262,7 @@ def _compared_body(
 
 
 def _picture(
-    drawer: pictures.Pictures, items: measured.Items, one: Mapping[str, Any], task: str
+    drawer: pictures.Pictures, items: _Items, one: Mapping[str, Any], task: str
 ) -> eval_report.Picture:
     known = items.get(one["id"])
     return drawer.draw(known, task) if known and "graph" not in one else (None, "")

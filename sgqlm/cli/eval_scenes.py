@@ -16,7 +16,7 @@ from typing import Any
 from sgqlm import config, errors
 from sgqlm import model as model_lib
 from sgqlm.cli import common, devices, eval_model
-from sgqlm.data import records, sources
+from sgqlm.data import sources
 from sgqlm.decode import ask
 from sgqlm.evals import (
     answers,
@@ -91,11 +91,7 @@ def measure(
         responder = kept.Kept(model, out, TASK)
         result = _measured(responder, cases, settings)
     print("\n".join([TASK, *_lines(result, settings)]))
-    told = {
-        **report.score(result, cases, responder.texts("test"), settings).report(),
-        "answers": [ANSWERS],
-        "sha256": {ANSWERS: records.file_digest(folder / ANSWERS)},
-    }
+    told = report.score(result, cases, responder.texts("test"), settings).report()
     whole = {"task": TASK, "settings": about, **result, "score": told}
     print(report.write(folder / REPORT, whole), flush=True)
 

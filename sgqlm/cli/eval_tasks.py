@@ -108,9 +108,10 @@ class _Run:
             if failed := benchmark.count_errors(self.job, self.folder):
                 told += f"; {failed} have an error and an empty one (--retry asks them again)"
             print(told, file=sys.stderr)
-        own, label = sharing.share(todo, team), name
+        shares, label = sharing.share(benchmark.by_image(self.job, todo), team), name
+        own = [at for about in shares for at in about]
         if self_asked_rounds.KEY in self.about:
-            own = self_asked_rounds.share(self.job, todo, team, batch_size=size)
+            own = self_asked_rounds.order(shares, batch_size=size)
         if team.count > 1:
             known, total, label = 0, len(own), f"{name}, process 0 of {team.count}"
         file = answers.AnswerFile(sharing.own_file(path, team), self.about)

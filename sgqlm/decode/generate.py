@@ -11,10 +11,14 @@ import numpy as np
 
 from sgqlm import config as config_lib
 from sgqlm import errors, types
-from sgqlm.decode import sample
+from sgqlm.decode import prefixes, sample
 from sgqlm.models import llama, lora, vlm
 from sgqlm.parallel import mesh as mesh_lib
 from sgqlm.parallel import rules
+
+SHARED_FLOPS = (
+    1e10  # that shared beginnings must save of a batch: less than compiling for them costs
+)
 
 
 class State(NamedTuple):
@@ -45,12 +49,14 @@ class Plan(NamedTuple):
         eos_id: the token that ends a row.
         max_new_tokens: tokens a row may write at most.
         mode: of `sample.Sampling`.
+        sizes: padded lengths of shared beginnings and of what follows them; None without.
     """
 
     config: config_lib.ModelConfig
     eos_id: int
     max_new_tokens: int
     mode: str
+    sizes: tuple[int, int] | None = None
 
 
 class Generator:
@@ -64,6 +70,8 @@ class Generator:
     them: rows and their caches over data, heads and weights over tensor. Weights are moved there
     once, so each device then holds a whole copy but for tensor. Rows that do not divide over data
     run on all of it alike.
+
+    Where rows of a batch are about one image, what they share runs once (see `prefixes`).
 
     Args:
         config: the model's configuration.
@@ -102,9 +110,12 @@ class Generator:
             Per row the generated ids, without EOS.
         """
         plan = self._plan(max_new_tokens, sampling)
-        begin = self._start_from(batch, max_new_tokens, seed, rows, edge_permutation)
+        groups, sizes = None, None
+        if edge_permutation is None and (found := self._groups(batch)):
+            groups, sizes = found
+        begin = self._start_from(batch, max_new_tokens, seed, rows, edge_permutation, groups)
         with self.on_mesh():
-            written = _run(*begin, sampling, plan)
+            written = _run(*begin, groups, sampling, plan._replace(sizes=sizes))
         return [self._until_end(row) for row in np.asarray(written)]
 
     def stream(
@@ -137,7 +148,22 @@ class Generator:
             with self.on_mesh():  # not around the yield: there the caller's mesh holds
                 state = _step(self.params["llm"], state, sampling, plan)
 
-    def _start_from(self, batch, max_new_tokens, seed, rows, edge_permutation):
+    def _groups(self, batch) -> tuple[prefixes.Groups, tuple[int, int]] | None:
+        """Return the rows that begin alike and their padded lengths, if that saves enough."""
+        count, length = batch.tokens.shape
+        if count == 1:
+            return None
+        groups = prefixes.find(batch)
+        rest = batch.lengths - groups.lengths[groups.group]
+        sizes = min(bucket(int(groups.lengths.max())), length), min(bucket(int(rest.max())), length)
+        shards = 1 if self.mesh is None else mesh_lib.num_batch_shards(self.mesh)
+        rows = count // shards if count % shards == 0 else count
+        plain, shared = rows * length, len(groups.first) * sizes[0] + rows * sizes[1]
+        weights = sum(leaf.size for leaf in jax.tree.leaves(self.params["llm"]["blocks"]))
+        saves = 4 * shared <= 3 * plain and 2 * weights * (plain - shared) >= SHARED_FLOPS
+        return (groups, sizes) if saves else None
+
+    def _start_from(self, batch, max_new_tokens, seed, rows, edge_permutation, groups=None):
         most = self.config.llm.max_positions
         if (longest := int(np.max(batch.lengths))) + max_new_tokens > most:
             raise errors.SgqlmError(
@@ -149,7 +175,7 @@ class Generator:
         keys = sample.row_keys(seed, jnp.asarray(rows, jnp.int32))
         batch = self.place(batch)
         with self.on_mesh():
-            inputs = _embed(self.params, batch, edge_permutation, config=self.config)
+            inputs = _embed(self.params, batch, edge_permutation, groups, config=self.config)
         return self.params["llm"], inputs, batch.lengths, keys
 
     def place(self, batch: types.Batch) -> types.Batch:
@@ -222,13 +248,17 @@ def _unstack(params: types.Params, mesh: jax.sharding.Mesh | None) -> types.Para
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _embed(params, batch, edge_permutation, *, config):
-    return vlm.embed(params, config, batch, edge_permutation=edge_permutation)[0]
+def _embed(params, batch, edge_permutation, groups, *, config):
+    features = None
+    if groups is not None:
+        features = vlm.encode_images(params, config, batch.images[groups.first])[groups.group]
+    found = vlm.embed(params, config, batch, features=features, edge_permutation=edge_permutation)
+    return found[0]
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _start(llm, inputs, lengths, keys, sampling, plan):
-    return _prefill(llm, inputs, lengths, keys, sampling, plan)
+    return _prefill(llm, inputs, lengths, keys, None, sampling, plan)
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnums=1)
@@ -237,8 +267,8 @@ def _step(llm, state, sampling, plan):
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _run(llm, inputs, lengths, keys, sampling, plan):
-    state = _prefill(llm, inputs, lengths, keys, sampling, plan)
+def _run(llm, inputs, lengths, keys, groups, sampling, plan):
+    state = _prefill(llm, inputs, lengths, keys, groups, sampling, plan)
     state = jax.lax.while_loop(
         lambda s: (s.step < plan.max_new_tokens) & ~jnp.all(s.done),
         lambda s: _advance(llm, s, sampling, plan),
@@ -247,14 +277,46 @@ def _run(llm, inputs, lengths, keys, sampling, plan):
     return state.written
 
 
-def _prefill(llm, inputs, lengths, keys, sampling, plan: Plan):
-    config, eos_id, room, mode = plan
-    hidden, cache = llama.prefill(llm, config, inputs, lengths, inputs.shape[1] + room)
+def _prefill(llm, inputs, lengths, keys, groups, sampling, plan: Plan):
+    config, eos_id, room, mode, sizes = plan
+    if groups is None or sizes is None:
+        hidden, cache = llama.prefill(llm, config, inputs, lengths, inputs.shape[1] + room)
+    else:
+        hidden, cache = _prefill_groups(llm, inputs, lengths, groups, plan)
     logits = llama.head(llm, config.llm, hidden)
     step = jnp.int32(0)
     token = sample.choose(logits, keys, step=step, sampling=sampling, mode=mode)
     written = jnp.full((len(token), room), eos_id, jnp.int32).at[:, 0].set(token)
     return State(step + 1, token, token == eos_id, written, _shard(cache), keys)
+
+
+def _prefill_groups(llm, inputs, lengths, groups: prefixes.Groups, plan: Plan):
+    """Run the beginning of each group once, then the rest of each row; as `llama.prefill`."""
+    (front, back), config = plan.sizes or (0, 0), plan.config
+    # whole on each device, as its rows may belong to any of the groups
+    begin = rules.shard(inputs[groups.first, :front], None, None, "embed")
+    _, prefix = llama.prefill(llm, config, begin, groups.lengths, front)
+    start = groups.lengths[groups.group]
+    positions = start[:, None] + jnp.arange(back)
+    taken = jnp.minimum(positions, inputs.shape[1] - 1)
+    rest = jnp.take_along_axis(inputs, taken[..., None], axis=1)
+
+    def of_rows(parts):
+        return tuple(rules.shard(part, None, "heads", None, None)[groups.group] for part in parts)
+
+    shared = _shard(llama.Cache(of_rows(prefix.k), of_rows(prefix.v), start))
+    visible = jnp.tril(jnp.ones((back, back), bool))
+    hidden, own = llama.extend(llm, config, rest, positions, [shared], visible)
+    room = ((0, 0), (0, 0), (0, back + plan.max_new_tokens), (0, 0))
+    write = jax.vmap(lambda slots, new, at: jax.lax.dynamic_update_slice_in_dim(slots, new, at, 1))
+
+    def join(before, after):
+        pairs = zip(before, after, strict=True)
+        return tuple(write(jnp.pad(old, room), new.astype(old.dtype), start) for old, new in pairs)
+
+    cache = llama.Cache(join(shared.k, own[0]), join(shared.v, own[1]), lengths)
+    last = jnp.take_along_axis(hidden, (lengths - start - 1)[:, None, None], axis=1)[:, 0]
+    return last, cache
 
 
 def _advance(llm, state, sampling, plan: Plan):

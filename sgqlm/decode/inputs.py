@@ -186,10 +186,14 @@ def collate(rows: Sequence[Prepared], length: int, config: config_lib.ModelConfi
     shape, size = (len(rows), length), config.vision.image_size
     tokens = np.zeros(shape, np.int32)
     pixels = np.zeros((len(rows), size, size, 3), np.uint8)
+    squares: dict[int, np.ndarray] = {}
     for b, (row, expanded, _) in enumerate(rows):
         tokens[b, : len(expanded.tokens)] = expanded.tokens
         if row.image is not None:
-            pixels[b] = images.to_square(images.open_image(row.image), size, config.image_fit)
+            if id(row.image) not in squares:
+                upright = images.open_image(row.image)
+                squares[id(row.image)] = images.to_square(upright, size, config.image_fit)
+            pixels[b] = squares[id(row.image)]
     graph = None
     if config.graph.enabled:
         prompts = [expanded.prompts for _, expanded, _ in rows]

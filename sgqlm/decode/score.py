@@ -19,7 +19,7 @@ import numpy as np
 
 from sgqlm import config as config_lib
 from sgqlm import errors, types
-from sgqlm.decode import generate
+from sgqlm.decode import generate, prefixes
 from sgqlm.models import llama, vlm
 from sgqlm.parallel import rules
 
@@ -106,30 +106,12 @@ def choices(continuations: Sequence[Sequence[int]], *, num_nodes: int = NODES) -
     return Choices(trees, lengths, sum(map(len, inner)))
 
 
-def shared_length(batch: types.Batch) -> int:
-    """Return how many positions at the front are the same in all rows, pictures included.
-
-    At least one position of every row is left over, from which its first new token is predicted.
-
-    Args:
-        batch: numpy arrays.
-    """
-    limit = int(np.min(batch.lengths)) - 1
-    tokens = np.asarray(batch.tokens)[:, :limit]
-    same = np.asarray(tokens == tokens[:1]).all(0)
-    if not _is_same(batch.images) or not _is_same(batch.image_valid):
-        same &= tokens[0] != types.IMAGE_TOKEN_ID
-    if batch.graph is not None:
-        same &= ~_differs(batch.graph, tokens[0] == types.GRAPH_TOKEN_ID)
-    return limit if same.all() else int(same.argmin())
-
-
 def cost(lengths: Sequence[int] | np.ndarray, shared: int, found: Choices) -> Cost:
     """Count the positions of one batch.
 
     Args:
         lengths: of the prompts.
-        shared: see `shared_length`.
+        shared: see `prefixes.shared_length`.
         found: what follows them.
 
     Returns:
@@ -176,13 +158,13 @@ class Scorer:
                 f"the model has {most}",
                 fix="shorten the prompt",
             )
-        shared = shared_length(batch)
+        shared = prefixes.shared_length(batch)
         length = batch.tokens.shape[1]
         sizes = (
             min(generate.bucket(shared), length),
             min(generate.bucket(longest - shared), length),
         )
-        is_one_image = len(batch.tokens) > 1 and _is_same(batch.images)
+        is_one_image = len(batch.tokens) > 1 and prefixes.is_same(batch.images)
         placed = model.place(batch)
         with model.on_mesh():
             caches, last = _prefix(
@@ -216,32 +198,6 @@ def _tree(group, shape) -> Tree:
         where[row, 1 : len(ids)] = [1 + number[ids[:size]] for size in range(1, len(ids))]
         valid[row, : len(ids)] = True
     return Tree(tokens, depth, visible, where, targets, valid)
-
-
-def _is_same(rows: types.Array) -> bool:
-    rows = np.asarray(rows)
-    return bool((rows == rows[:1]).all())
-
-
-def _differs(graph: types.GraphBatch, is_graph: np.ndarray) -> np.ndarray:
-    """Return at which graph tokens the rows differ: in their nodes, or in what a run has heard."""
-    first = is_graph & ~np.concatenate([[False], is_graph[:-1]])
-    run = np.maximum(np.cumsum(first) - 1, 0)
-    same_nodes = all(
-        part is None or _is_same(part)
-        for part in (
-            graph.coverage,
-            graph.boxes,
-            graph.label_ids,
-            graph.valid,
-            graph.predicate_ids,
-        )
-    )
-    heard = [
-        not (_is_same(graph.prompt_ids[:, r]) and _is_same(graph.prompt_valid[:, r]))
-        for r in range(graph.prompt_ids.shape[1])
-    ]
-    return is_graph & (np.array(heard)[run] | (not same_nodes))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sizes", "is_one_image"))

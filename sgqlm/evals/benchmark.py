@@ -231,7 +231,7 @@ def check_room(model: model_lib.VisionLanguageModel, job: Job, settings: Setting
 def plan(
     job: Job, folder: pathlib.Path, about: Mapping[str, Any], *, retry: bool = False
 ) -> list[int]:
-    """Return the positions of the chosen questions without an answer, those with long text first.
+    """Return the positions of the chosen questions without an answer, in the order of `by_image`.
 
     Args:
         job: what to ask.
@@ -255,7 +255,23 @@ def plan(
         forget_errors(folder / PROGRESS, about)
         done = sharing.known(folder / PROGRESS, about)
     todo = [at for at in job.chosen if str(at) not in done]
-    return sorted(todo, key=lambda at: -len(job.questions[at].text))
+    return [at for about in by_image(job, todo) for at in about]
+
+
+def by_image(job: Job, todo: Sequence[int]) -> list[list[int]]:
+    """Return positions of questions by their image, those with long text first.
+
+    What the questions of a batch share is run once (see `decode.prefixes`), and a batch is as long
+    as its longest question.
+
+    Args:
+        job: of the questions.
+        todo: positions of questions; one without an image stands alone.
+    """
+    about: dict[str | int, list[int]] = {}
+    for at in sorted(todo, key=lambda at: -len(job.questions[at].text)):
+        about.setdefault(job.questions[at].image or at, []).append(at)
+    return list(about.values())
 
 
 def run(
@@ -357,7 +373,8 @@ def _ahead(job: Job, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Sequenc
     """Yield batches with their rows; the next is read while the model works on one."""
 
     def load(batch: Sequence[int]) -> list[inputs.Row | str]:
-        return [_row(job, job.questions[at]) for at in batch]
+        seen: dict[str, Any] = {}
+        return [_row(job, job.questions[at], seen) for at in batch]
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         coming = pool.submit(load, batches[0]) if batches else None
@@ -367,14 +384,15 @@ def _ahead(job: Job, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Sequenc
             yield batch, rows
 
 
-def _row(job: Job, question: questions.Question) -> inputs.Row | str:
-    """Return what the model sees, or why it cannot."""
+def _row(job: Job, question: questions.Question, seen: dict[str, Any]) -> inputs.Row | str:
+    """Return what the model sees, or why it cannot; `seen` keeps the images of a batch."""
     try:
-        image, found = None, None
-        if question.image:
+        image, found = seen.get(question.image, (None, None))
+        if question.image and image is None:
             source = job.place.image(question) if question.data is None else question.data
             image = images.open_image(source, where=question.image)
             found = job.entities.get(question) if job.entities else None
+            seen[question.image] = image, found
         return inputs.Row([inputs.human(question.text)], image, found)
     except errors.SgqlmError as error:
         return error.line

@@ -202,19 +202,19 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 def _summary(scored: Sequence[tuple[int, float]], cut: int) -> dict[str, Any]:
     groups, values = [group for group, _ in scored], [score for _, score in scored]
+    return {**_mean(values, groups), "cut": cut}
+
+
+def _mean(values: Sequence[float], groups: Sequence[int] | None = None) -> dict[str, Any]:
     found = statistics.bootstrap(values, groups=groups)
     interval = {"mean": found.value, "low": found.low, "high": found.high}
-    rounded = {name: round(value, 5) for name, value in interval.items()}
-    return {**rounded, "count": len(values), "cut": cut}
+    return {name: round(value, 5) for name, value in interval.items()} | {"count": len(values)}
 
 
 def _difference(answers: Mapping[int, float], questions: Mapping[int, float]) -> dict[str, Any]:
     both = answers.keys() & questions.keys()
     pairs = [questions[key] - answers[key] for key in sorted(both)]
-    found = statistics.bootstrap(pairs)
-    interval = {"mean": found.value, "low": found.low, "high": found.high}
-    rounded = {name: round(value, 5) for name, value in interval.items()}
-    return {**rounded, "count": len(pairs), "p_value": statistics.sign_flip(pairs)}
+    return {**_mean(pairs), "p_value": statistics.sign_flip(pairs)}
 
 
 @functools.partial(jax.jit, static_argnames="config")

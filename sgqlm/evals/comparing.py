@@ -1,30 +1,29 @@
 """How sure the figures of reports are, and what two reports on the same questions tell apart."""
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sgqlm import errors
-from sgqlm.evals import columns, joining, measured, statistics
+from sgqlm.evals import joining, measured, statistics
 from sgqlm.evals.metrics import mme
 
 FINE = 2_000  # resamples of the figures below the headline
 _SAME = 1e-9  # two ways to compute one score agree to this
 
 
-def images_of(report: measured.Report, items: measured.Items) -> dict[Any, Hashable] | None:
+def images_of(report: measured.Report) -> dict[Any, Hashable] | None:
     """Return id -> its image, by which items belong together; None where one is not known."""
-    names = {key: items[key].image if key in items else "" for key in report.items}
+    told = report.details
+    names = {key: told[key].image if key in told else "" for key in report.items}
     if not all(names.values()) or len(set(names.values())) == len(names):
         return None
     return dict(names)
 
 
-def interval(
-    report: measured.Report, items: measured.Items
-) -> tuple[statistics.Interval | None, str]:
+def interval(report: measured.Report) -> tuple[statistics.Interval | None, str]:
     """Return the headline figure with its bootstrap interval, clustered by image where known.
 
     Returns:
@@ -32,7 +31,7 @@ def interval(
     """
     if report.score is None or not report.items:
         return None, "the report has no score of single questions"
-    setup = _columns(report, items)
+    setup = _columns(report)
     if setup is None or not _gives(setup, report.score):
         return None, f"single scores alone do not give {report.metric}"
     table, combine, groups = setup
@@ -52,54 +51,113 @@ def _units(report: measured.Report, is_grouped: bool) -> str:
     return "images" if is_grouped or report.task == "mme" else "questions"
 
 
-def figure_interval(
-    report: measured.Report, items: measured.Items, name: str
-) -> statistics.Interval | None:
+def figure_interval(report: measured.Report, name: str) -> statistics.Interval | None:
     """Return a figure below the headline with its interval; None where items do not give it."""
-    value, keys = report.figures[name][0], keys_of(report, items, name)
+    value, keys = report.figures[name][0], keys_of(report, name)
     if value is None or not keys:
         return None
     scores = {key: report.items[key] for key in keys}
-    combine, images = None, images_of(report, items)
+    combine, images = None, images_of(report)
     table = np.array(list(scores.values()))[:, None]
     groups = [images[key] for key in keys] if images else None
     if report.task == "mme":
-        (table, combine), groups = columns.mme(scores), None
+        (table, combine), groups = mme_columns(scores), None
     elif report.task == "pope" and name.endswith(" f1"):
-        table, combine = columns.pope(keys, table[:, 0], items)
+        table, combine = pope_columns(keys, table[:, 0], report.details)
     found = statistics.bootstrap(table, combine=combine, groups=groups, resamples=FINE)
     if found.doubt() or abs(found.value - value) > _SAME * max(1.0, abs(value)):
         return None
     return dataclasses.replace(found, count=len(keys))
 
 
-def keys_of(report: measured.Report, items: measured.Items, name: str) -> list[str]:
+def keys_of(report: measured.Report, name: str) -> list[str]:
     """Return the ids of the questions that a figure below the headline is over."""
     if report.task == "mme":
         return [key for key in report.items if key.split("/")[0] == name]
     kinds = {name}
     if report.task == "pope":
         kinds = {name.removesuffix(" accuracy"), name.removesuffix(" f1")}
-    return [key for key in report.items if key in items and kinds & set(items[key].kinds)]
+    told = report.details
+    return [key for key in report.items if key in told and kinds & set(told[key].kinds)]
 
 
-def _columns(report: measured.Report, items: measured.Items):
+def _columns(report: measured.Report):
     """Return (float[n, c], function of column means, groups) that give the headline figure."""
-    keys, images = list(report.items), images_of(report, items)
+    keys, images, items = list(report.items), images_of(report), report.details
     groups = [images[key] for key in keys] if images else None
     scores = np.array([report.items[key] for key in keys])
     if report.task == "mme":
         scores = {k: v for k, v in report.items.items() if k.split("/")[0] in mme.PERCEPTION}
-        return (*columns.mme(scores), None) if scores else None
+        return (*mme_columns(scores), None) if scores else None
     if report.task == "pope":
         if not all(key in items and items[key].wanted in ("yes", "no") for key in keys):
             return None
-        return (*columns.pope(keys, scores, items), groups)
+        return (*pope_columns(keys, scores, items), groups)
     if report.metric in report.figures and any(report.metric in i.kinds for i in items.values()):
         part = [key in items and report.metric in items[key].kinds for key in keys]
         table = np.stack([scores * part, np.array(part, float)], axis=1)
-        return table, columns.ratio, groups
+        return table, _ratio, groups
     return scores[:, None], statistics.only, groups
+
+
+def _ratio(means: np.ndarray) -> np.ndarray:
+    """Return the first column over the second."""
+    return means[:, 0] / means[:, 1]
+
+
+def pope_columns(
+    keys: Sequence[str], scores: np.ndarray, items: Mapping[str, measured.Item]
+) -> tuple[np.ndarray, statistics.Combine]:
+    """Return columns (true positive, wrong) of each category of POPE, and their mean F1.
+
+    F1 = 2 tp / (2 tp + fp + fn).
+
+    Args:
+        keys: ids, `category/...`.
+        scores: f64[n], 1 for a right answer.
+        items: id -> item with the right answer.
+
+    Returns:
+        f64[n, 2 * categories], and the function of their means.
+    """
+    names = list(dict.fromkeys(key.split("/")[0] for key in keys))
+    table = np.zeros((len(keys), 2 * len(names)))
+    for row, key in enumerate(keys):
+        at = 2 * names.index(key.split("/")[0])
+        table[row, at] = scores[row] and items[key].wanted == "yes"
+        table[row, at + 1] = 1 - scores[row]
+
+    def mean_f1(means: np.ndarray) -> np.ndarray:
+        hits, wrong = 2 * means[:, ::2], means[:, 1::2]
+        with np.errstate(invalid="ignore"):
+            return np.nan_to_num(hits / (hits + wrong)).mean(1)
+
+    return table, mean_f1
+
+
+def mme_columns(scores: Mapping[str, float]) -> tuple[np.ndarray, statistics.Combine]:
+    """Return columns (share right, both right, 1) of each category of MME, and their points.
+
+    Args:
+        scores: id -> 1 for a right answer; ids are `category/image/...`.
+
+    Returns:
+        f64[images, 3 * categories], and the function of their means.
+    """
+    pairs: dict[tuple[str, str], list[float]] = {}
+    for key, score in scores.items():
+        category, image, _ = key.split("/", 2)
+        pairs.setdefault((category, image), []).append(score)
+    names = list(dict.fromkeys(category for category, _ in pairs))
+    table = np.zeros((len(pairs), 3 * len(names)))
+    for row, ((category, _), found) in enumerate(pairs.items()):
+        at = 3 * names.index(category)
+        table[row, at : at + 3] = sum(found) / len(found), all(found), 1
+
+    def points(means: np.ndarray) -> np.ndarray:
+        return (100 * (means[:, ::3] + means[:, 1::3]) / means[:, 2::3]).sum(1)
+
+    return table, points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,17 +185,12 @@ class Compared:
     p_adjusted: float = 1.0
 
 
-def compare(
-    first: measured.Report,
-    second: measured.Report,
-    items: tuple[measured.Items, measured.Items] = ({}, {}),
-) -> Compared:
+def compare(first: measured.Report, second: measured.Report) -> Compared:
     """Compare two reports question by question, joined by id.
 
     Args:
-        first: the report that is the base.
+        first: the report that is the base; its images cluster the questions.
         second: the other one.
-        items: of both reports; images of the first cluster the questions.
 
     Raises:
         SgqlmError: they are about different tasks or different questions.
@@ -159,17 +212,17 @@ def compare(
         why = f"{both} ids are in both, " + ", ".join(told) if told else "they have no items"
         raise _refused(first, second, f"the reports of {first.task} are on other questions", why)
     second = dataclasses.replace(second, items={key: second.items[key] for key in first.items})
-    known = items[0] or items[1]
+    images = images_of(first if first.details else second)
     scores: list[dict[Any, float]] = [dict(report.items) for report in (first, second)]
-    difference = statistics.compare(*scores, groups=images_of(first, known))
+    difference = statistics.compare(*scores, groups=images)
     change = {key: second.items[key] - first.items[key] for key in first.items}
     better = sorted((k for k, v in change.items() if v > 0), key=lambda k: -change[k])
     worse = sorted((k for k, v in change.items() if v < 0), key=lambda k: change[k])
-    headline = _headline(first, second, items)
+    headline = _headline(first, second)
     notes = _against(first, second)
     if headline is None:
         notes.append(f"no interval of {first.metric}: single scores do not give it")
-    elif doubt := headline.doubt(_units(first, images_of(first, known) is not None)):
+    elif doubt := headline.doubt(_units(first, images is not None)):
         headline = None
         notes.append(f"no interval of the difference: {doubt}")
     return Compared(first, second, headline, difference, better, worse, notes, difference.p_value)
@@ -186,13 +239,11 @@ def adjusted(found: Iterable[Compared]) -> list[Compared]:
     return out
 
 
-def _headline(
-    first: measured.Report, second: measured.Report, items: tuple[measured.Items, measured.Items]
-):
+def _headline(first: measured.Report, second: measured.Report):
     """Return the paired interval of the difference of the headline figures, None without one."""
     setups = []
-    for report, known in zip((first, second), items, strict=True):
-        setup = _columns(report, known) if report.score is not None and report.items else None
+    for report in (first, second):
+        setup = _columns(report) if report.score is not None and report.items else None
         if setup is None or not _gives(setup, report.score):
             return None
         setups.append(setup)

@@ -40,27 +40,24 @@ def _by_id(report: measured.Report) -> str:
 
 def compared(
     found: Sequence[comparing.Compared],
-    known: Sequence[Sequence[measured.Items]],
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return comparisons as json values; `changed` has every question that changed.
 
     Args:
         found: of `comparing.adjusted`.
-        known: the items of both reports of each.
         notes: on the whole comparison.
     """
-    tasks = [_compared(one, items) for one, items in zip(found, known, strict=True)]
-    return {"kind": KIND, "tasks": tasks, "notes": list(notes)}
+    return {"kind": KIND, "tasks": list(map(_compared, found)), "notes": list(notes)}
 
 
-def _compared(one: comparing.Compared, known: Sequence[measured.Items]) -> dict[str, Any]:
+def _compared(one: comparing.Compared) -> dict[str, Any]:
     first, second, items = one.first, one.second, one.items
 
     def rows(keys: Sequence[str]) -> list[dict]:
         out = []
         for key in keys:
-            row, other = summary.answer(first, known[0], key), summary.answer(second, known[1], key)
+            row, other = summary.answer(first, key), summary.answer(second, key)
             row["second_score"] = other["score"]
             row |= {"second_given": other["given"]} if "given" in other else {}
             out.append(row)
@@ -74,16 +71,8 @@ def _compared(one: comparing.Compared, known: Sequence[measured.Items]) -> dict[
         "metric": first.metric,
         "unit": first.unit,
         "is_open": first.is_open or second.is_open,
-        "first": {
-            "name": first.name,
-            "file": str(first.path),
-            "score": summary.scaled(first, first.score),
-        },
-        "second": {
-            "name": second.name,
-            "file": str(second.path),
-            "score": summary.scaled(second, second.score),
-        },
+        "first": _side(first),
+        "second": _side(second),
         "difference": change,
         "interval": summary.interval(first, one.headline),
         "count": items.interval.count,
@@ -97,6 +86,11 @@ def _compared(one: comparing.Compared, known: Sequence[measured.Items]) -> dict[
         "notes": one.notes,
         "changed": {"better": rows(one.better), "worse": rows(one.worse)},
     }
+
+
+def _side(report: measured.Report) -> dict[str, Any]:
+    score = summary.scaled(report, report.score)
+    return {"name": report.name, "file": str(report.path), "score": score}
 
 
 def cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

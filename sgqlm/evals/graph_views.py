@@ -9,7 +9,7 @@ from PIL import Image
 
 from sgqlm import errors
 from sgqlm import model as model_lib
-from sgqlm.evals import benchmark, itemised, measured, pictures, self_asked_rounds
+from sgqlm.evals import benchmark, measured, pictures, self_asked_rounds
 from sgqlm.train import checkpoint
 from sgqlm.viz import scene_graph
 
@@ -91,7 +91,7 @@ class Viewer:
     def views(
         self,
         report: measured.Report,
-        items: Mapping[str, itemised.Item],
+        items: Mapping[str, measured.Item],
         drawer: pictures.Pictures,
         progress: Callable[[int], None] = lambda done: None,
     ) -> tuple[dict[str, View], list[str]]:

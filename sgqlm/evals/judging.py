@@ -234,8 +234,7 @@ def _is_graded(path: pathlib.Path) -> bool:
     value = tables.load(path)
     if isinstance(value, dict):
         return any(isinstance(entry, dict) and "score" in entry for entry in value.values())
-    names = {"tuple", "answer2_id", "needs_judge"}
-    return any(isinstance(line, dict) and names & set(line) for line in value)
+    return any(isinstance(line, dict) and {"tuple", "answer2_id"} & set(line) for line in value)
 
 
 def _annotations(

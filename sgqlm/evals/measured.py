@@ -1,5 +1,7 @@
 """Reports of `sgqlm eval score` and `sgqlm eval --tasks`: find them, read them, and their items."""
 
+import base64
+import binascii
 import dataclasses
 import functools
 import json
@@ -10,9 +12,30 @@ from typing import Any
 
 from sgqlm import errors
 from sgqlm.data import records
-from sgqlm.evals import columns, itemised, reviewed, scoring, yes_no
+from sgqlm.evals import reviewed, scoring, tables, yes_no
 
-Items = columns.Items
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """What a reader needs to judge one answer.
+
+    Attributes:
+        question: as it was asked; empty where the report does not tell.
+        wanted: the right answer; of several people, each with its number.
+        given: what the model said; None where it has no answer.
+        image: name of the image, empty where none is known.
+        pixels: the encoded image, in benchmarks that have it in their table.
+        kinds: names of the figures that the item counts in.
+        asked: the whole prompt, where it is known and is not the question alone.
+    """
+
+    question: str = ""
+    wanted: str = ""
+    given: str | None = None
+    image: str = ""
+    pixels: bytes = dataclasses.field(default=b"", repr=False)
+    kinds: tuple[str, ...] = ()
+    asked: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +58,7 @@ class Report:
         digests: file -> SHA-256 when it was scored.
         unit: of the figures; `points` are shown as they are, others times 100.
         groups: name of a figure -> title of its chart.
-        details: id -> what is known of a question, in reports that keep it; see `scored.Scored`.
+        details: id -> what the report tells of a question.
         settings: of the answers, in reports of `sgqlm eval --tasks`: `checkpoint`, `entities` ...
     """
 
@@ -54,7 +77,7 @@ class Report:
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unit: str = "%"
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    details: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, Item] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -74,7 +97,7 @@ class Report:
     @functools.cached_property
     def has_given(self) -> bool:
         """Whether `details` tell what was answered; then one without it has no answer."""
-        return any("given" in one for one in self.details.values())
+        return any(one.given is not None for one in self.details.values())
 
     @property
     def caveats(self) -> list[str]:
@@ -212,13 +235,14 @@ def _parse(path: pathlib.Path, value: Mapping[str, Any], name: str) -> Report:
     task = str(value["task"])
     kept = "/".join(part for part in name.split("/") if part != task) or _above(path)
     try:
-        return _report(path, value, kept, task)
+        found = _report(path, value, kept, task)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise errors.SgqlmError(
             "the report is damaged", where=str(path), why=why, fix="score the answers again",
             code=errors.DATA,
         ) from error  # fmt: skip
+    return _with_pixels(found) if task in scoring.LETTERS and found.details else found
 
 
 def _report(path: pathlib.Path, value: Mapping[str, Any], name: str, task: str) -> Report:
@@ -254,14 +278,13 @@ def _report(path: pathlib.Path, value: Mapping[str, Any], name: str, task: str) 
     )
 
 
-def _told(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of `details` that are fields of an item."""
+def _told(found: Mapping[str, Any]) -> Item:
     names = ("question", "wanted", "given", "image", "asked")
-    told = {name: str(found[name]) for name in names if found.get(name) is not None}
+    told: dict[str, Any] = {n: str(found[n]) for n in names if found.get(n) is not None}
     kinds = found.get("kinds") or ()
     if isinstance(kinds, str):
         raise TypeError("`kinds` is no list")
-    return {**told, "kinds": tuple(map(str, kinds))}
+    return Item(**told, kinds=tuple(map(str, kinds)))
 
 
 def _number(value: Any) -> float | None:
@@ -290,37 +313,30 @@ def _told_apart(found: list[Report]) -> list[Report]:
     return sorted(out, key=lambda report: (report.name, report.task))
 
 
-def items_of(report: Report) -> tuple[dict[str, itemised.Item], str]:
-    """Return the items behind a report, from the files that were scored.
-
-    Returns:
-        Id -> item, and in words why there are none; files that are gone or have changed since
-        give none.
-    """
-    if report.details:
-        told = report.details
-        return {key: itemised.Item(**told[key]) for key in report.items if key in told}, ""
-    if not report.answers:
-        return {}, "the report does not tell which files were scored"
-    files = {}
-    for name in (*report.answers, *report.annotations):
+def _with_pixels(report: Report) -> Report:
+    """Return a report of MMBench with the pictures that the table has, if that is the same."""
+    details, notes = dict(report.details), list(report.notes)
+    for name in report.annotations or report.answers:
         near = [pathlib.Path(name), report.path.parent / name]
-        there = [path for path in near if path.exists()]
-        if not there:
-            return {}, f"{name} is not there any more"
-        if name in report.digests:
-            digest = report.digests[name]
-            there = [path for path in there if records.file_digest(path) == digest]
-        if not there:
-            return {}, f"{name} has changed since it was scored"
-        files[name] = there[0]
+        there = [path for path in near if path.is_file()]
+        digest = report.digests.get(name)
+        same = [path for path in there if not digest or records.file_digest(path) == digest]
+        try:
+            rows = tables.items(same[0], ("index",)) if same else []
+        except errors.SgqlmError as error:
+            rows, why = [], error.line
+        else:
+            why = "it has changed since it was scored" if there else "it is not there any more"
+        for row in rows:
+            key = str(row["index"])
+            if key in details and (pixels := _pixels(row)):
+                details[key] = dataclasses.replace(details[key], pixels=pixels)
+        notes += [] if rows else [f"no pictures of {name}: {why}"]
+    return dataclasses.replace(report, details=details, notes=notes)
+
+
+def _pixels(row: Mapping[str, Any]) -> bytes:
     try:
-        found = itemised.read(
-            report.task,
-            [files[name] for name in report.answers],
-            [files[name] for name in report.annotations],
-        )
-    except (errors.SgqlmError, KeyError, TypeError, ValueError) as error:
-        return {}, f"the files that were scored cannot be read: {error}".splitlines()[0]
-    known = {key: found[key] for key in report.items if key in found}
-    return known, "" if known else f"answers to {report.task} are not shown one by one"
+        return base64.b64decode(row.get("image") or "", validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        return b""  # the table names a file, or another row that has the image

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sgqlm import errors
 from sgqlm.data import graphs, images, records
-from sgqlm.evals import itemised, joining, tasks
+from sgqlm.evals import joining, measured, tasks
 from sgqlm.viz import overlay
 
 SIDE = 360
@@ -102,7 +102,7 @@ class Pictures:
         for name, place in _stores(store) if store is not None else ():
             self._stores[name] = _Store(place)
 
-    def find(self, item: itemised.Item, task: str = "") -> Found:
+    def find(self, item: measured.Item, task: str = "") -> Found:
         """Return the picture of an item and its entities.
 
         Args:
@@ -143,7 +143,7 @@ class Pictures:
         ]
         return [*out, _SEVERAL] if out else []
 
-    def draw(self, item: itemised.Item, task: str = "") -> tuple[Image.Image | None, str]:
+    def draw(self, item: measured.Item, task: str = "") -> tuple[Image.Image | None, str]:
         """Return a thumbnail of an item, with entities, and what is to be said about it."""
         found = self.find(item, task)
         if found.image is None:

@@ -1,6 +1,6 @@
 """Published scores of other models, each with its source and how sure it is.
 
-Only `known` and `lookup` belong beside a measured score. `UNVERIFIED` holds numbers that nobody has
+Only `known` belongs beside a measured score. `UNVERIFIED` holds numbers that nobody has
 seen in a source; they are kept to be checked and are never shown as known.
 """
 
@@ -153,11 +153,6 @@ def _values() -> Iterator[Value]:
 
 KNOWN = tuple(value for value in _values() if value.certainty != MEMORY)
 UNVERIFIED = tuple(value for value in _values() if value.certainty == MEMORY)
-
-
-def lookup(benchmark: str) -> list[Value]:
-    """Return the known scores of a benchmark, in the order of the table; none for another name."""
-    return [value for value in KNOWN if value.benchmark == benchmark]
 
 
 def known(model: str) -> dict[str, Value]:

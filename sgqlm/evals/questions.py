@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sgqlm.evals import scoring, tables, yes_no
+from sgqlm.evals.metrics import mmbench as mmbench_metric
 from sgqlm.evals.metrics import pope
 
 SHORT = "\nAnswer the question using a single word or phrase."
-LETTER = "\nAnswer with the option's letter from the given choices directly."
-LETTER_CN = "\n请直接回答选项字母。"
+LETTER, LETTER_CN = scoring.LETTERS["mmbench"], scoring.LETTERS["mmbench_cn"]
 UNANSWERABLE = (
     "\nWhen the provided information is insufficient, respond with 'Unanswerable'." + SHORT
 )
-ROLL = 1_000_000  # MMBench: copies of an item with rolled options have its index plus a multiple
 _POINTER = 64  # longest number of a row; MMBench has it in place of a picture that stands there
 _IMAGE = "<image>"
 _NOTHING = ("", "nan", "none")  # what LLaVA's program takes for no hint and no option
@@ -141,15 +140,16 @@ def vizwiz(files: Sequence[pathlib.Path]) -> Found:
     return _prompts(files, official, ("question", "image"))
 
 
-def textvqa(files: Sequence[pathlib.Path]) -> Found:
-    """Read TextVQA: LLaVA's file alone, since the official one has no OCR tokens."""
+def llavas(why: str) -> Callable[[Sequence[pathlib.Path]], Found]:
+    """Return what reads LLaVA's file alone; `why` no other will do."""
 
-    def official(at: int, record: Mapping[str, Any]) -> Question:
-        raise tables.damaged(
-            files[0], "it has no reference OCR tokens, which the papers' prompts have"
-        )
+    def asked(files: Sequence[pathlib.Path]) -> Found:
+        def official(at: int, record: Mapping[str, Any]) -> Question:
+            raise tables.damaged(files[0], why)
 
-    return _prompts(files, official, ())
+        return _prompts(files, official, ())
+
+    return asked
 
 
 def mmvet(files: Sequence[pathlib.Path]) -> Found:
@@ -160,15 +160,6 @@ def mmvet(files: Sequence[pathlib.Path]) -> Found:
         return _asked(number, record["question"], record["imagename"])
 
     return _prompts(files, official, ("question", "imagename"))
-
-
-def llava_wild(files: Sequence[pathlib.Path]) -> Found:
-    """Read LLaVA-Bench (In-the-Wild): questions.jsonl."""
-
-    def official(at: int, record: Mapping[str, Any]) -> Question:
-        raise tables.damaged(files[0], "it is no questions.jsonl with `text` and `image`")
-
-    return _prompts(files, official, ())
 
 
 def seed(files: Sequence[pathlib.Path]) -> Found:
@@ -253,7 +244,7 @@ def mmbench(suffix: str) -> Callable[[Sequence[pathlib.Path]], Found]:
                     number,
                     prompt + suffix,
                     prompt,
-                    f"{number % ROLL}.jpg",
+                    f"{number % mmbench_metric.ROLL}.jpg",
                     data=_decoded(code),
                     more=more,
                 ),

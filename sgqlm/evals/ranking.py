@@ -15,7 +15,7 @@ from sgqlm import errors
 from sgqlm import model as model_lib
 from sgqlm.data import graphs
 from sgqlm.data.relations import types
-from sgqlm.decode import generate, inputs, score
+from sgqlm.decode import generate, inputs, prefixes, score
 from sgqlm.text import conversation
 
 # keys of official files: VG150's VG-SGG-dicts-with-attri.json (numbers from 1), PSG's psg.json
@@ -113,7 +113,7 @@ class Ranker:
             batch = inputs.collate(padded, generate.bucket(longest), model.config.model)
             values[start : start + size] = self._scorer.score(batch, self._choices)[: len(chunk)]
             lengths = batch.lengths[: len(chunk)]
-            cost += score.cost(lengths, score.shared_length(batch), self._choices)
+            cost += score.cost(lengths, prefixes.shared_length(batch), self._choices)
         return Scores(values, cost)
 
 

@@ -117,7 +117,7 @@ def _judge(lines: Iterable[Mapping[str, Any]], path: pathlib.Path) -> tuple[str,
 def _llava(task: str, files, questions, shown: dict[str, dict]) -> scored.Scored:
     runs, judges, faults = {}, set(), LeftOut()
     for path in files:
-        lines = [line for line in answers_lib.iterate(path) if not line.get("needs_judge")]
+        lines = list(answers_lib.iterate(path))
         tables.need(lines, ("question_id",), path)
         judges.add(_judge(lines, path))
         by_id = {str(line["question_id"]): line for line in lines}
@@ -173,7 +173,7 @@ def _relative(runs: Mapping[str, Mapping[str, Mapping]]):
         summary = llava_bench.summarise(run.values())
         told = []
         summaries.append(summary)
-        for group, found in summary.groups.items():
+        for group, found in summary.items():
             members = [p for k, p in pairs.items() if group in ("all", run[k].get("category"))]
             ratio = sum(p[1] for p in members) / sum(p[0] for p in members) if found.score else None
             ratios.setdefault(group, []).append((ratio, found.count))
@@ -181,7 +181,7 @@ def _relative(runs: Mapping[str, Mapping[str, Mapping]]):
                 told.append(f"{group} {found.score} ({found.reference}, {found.model})")
         if told:
             notes.append(f"{name}, as LLaVA rounds (reference, model): {'; '.join(told)}")
-        unparsable += summary.groups["all"].unparsable
+        unparsable += summary["all"].unparsable
         if ratios["all"][-1][0] is not None:
             mean = statistics.fmean(pair[0] for pair in pairs.values())
             for key, pair in pairs.items():

@@ -22,30 +22,29 @@ class SceneCase:
     questions: tuple[questions.Question, ...]
 
 
-def make_case(cfg: config.SceneConfig, split: str, index: int, *, seed: int = 0) -> SceneCase:
+def make_case(cfg: config.SceneConfig, split: str, index: int) -> SceneCase:
     """Draw one scene of a split; its entities have no labels."""
     scene = world.make_scene(cfg, split, index)
     image, id_mask = render.draw(scene)
     entities, _ = world.detect(scene, id_mask, cfg)
-    return SceneCase(scene, image, entities, tuple(questions.ask_all(scene, seed=seed)))
+    return SceneCase(scene, image, entities, tuple(questions.ask_all(scene, seed=0)))
 
 
 def make_cases(
-    cfg: config.SceneConfig, *, count: int, split: str = "test", tagger: Tagger | None = None
+    cfg: config.SceneConfig, *, count: int, tagger: Tagger | None = None
 ) -> list[SceneCase]:
-    """Draw the first scenes of a split.
+    """Draw the first test scenes.
 
     Args:
         cfg: the world.
         count: scenes.
-        split: `train`, `val` or `test`.
         tagger: puts labels that it predicts from the pixels on the entities of the detector,
             such as `model.tag`; None leaves them without.
 
     Returns:
         One case a scene.
     """
-    cases = [make_case(cfg, split, index) for index in range(count)]
+    cases = [make_case(cfg, "test", index) for index in range(count)]
     if tagger is None:
         return cases
     found = tagger([case.image for case in cases], [case.entities for case in cases])
@@ -55,18 +54,15 @@ def make_cases(
     ]
 
 
-def train_questions(
-    cfg: config.SceneConfig, *, limit: int = 2000, seed: int = 0
-) -> Iterator[questions.Question]:
+def train_questions(cfg: config.SceneConfig, *, limit: int = 2000) -> Iterator[questions.Question]:
     """Yield the questions of the first training scenes, which the answer prior is counted from.
 
     Args:
         cfg: the world.
         limit: scenes at most.
-        seed: of the choice of questions.
 
     Yields:
         Questions of the same families and shares as the test has.
     """
     for index in range(min(cfg.num_train, limit)):
-        yield from questions.ask_all(world.make_scene(cfg, "train", index), seed=seed)
+        yield from questions.ask_all(world.make_scene(cfg, "train", index), seed=0)

@@ -28,8 +28,15 @@ PUBLISHED = {
 TASKS = ("pope", "mme", hallucinated.TASK, *PUBLISHED)
 # What belongs to a benchmark in a folder of annotations.
 _IN_FOLDER = {"pope": "coco_pope_*.json", "scienceqa": "p*s.json"}  # problems and pid_splits
+# what LLaVA's program asks behind a question of MMBench, and leaves out of its answers
+LETTERS = {
+    "mmbench": "\nAnswer with the option's letter from the given choices directly.",
+    "mmbench_cn": "\n请直接回答选项字母。",
+}
 Resolve = Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, Any]]]
+_IMG, _TYPES, _MEDIA = "IMG accuracy", "question types", "images and videos"
 _OCR_TOKENS = "Reference OCR token:"
+_KINDS = ("answer_type", "question_type")  # of VQA
 _OLD_PROMPT = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
 
@@ -107,7 +114,7 @@ def score_gqa(path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.Score
     """Score GQA answers against questions files such as testdev_balanced_questions.json."""
     questions = {}
     for file in files:
-        part = objects(file, "GQA questions")
+        part = _objects(file, "GQA questions")
         tables.need(part.values(), ("question", "answer", "types", "semantic", "groups"), file)
         questions |= part
     questions = {key: item for key, item in questions.items() if item.get("isBalanced", True)}
@@ -116,13 +123,27 @@ def score_gqa(path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.Score
     done = gqa.score(texts, questions)
     rows = [("accuracy", done["accuracy"], done["count"])]
     rows += [("binary", done["binary"], None), ("open", done["open"], None)]
-    for name in ("by_structural", "by_semantic"):
-        kind = name.removeprefix("by_")
-        rows += [(f"{kind} {key}", *value) for key, value in done[name].items()]
+    groups = dict.fromkeys(("binary", "open"), _TYPES)
+    for kind in ("structural", "semantic"):
+        rows += [(f"{kind} {key}", *value) for key, value in done[f"by_{kind}"].items()]
+        groups |= {f"{kind} {key}": kind for key in done[f"by_{kind}"]}
     notes = []
     if done["distribution"] is not None:
         notes = [f"distribution {done['distribution']:.2f} (chi square, lower is better)"]
-    return scored.Scored("gqa", done["accuracy"], "accuracy", rows, done["items"], faults, notes)
+    details = {
+        key: scored.told(q["question"], q["answer"], joined.get(key), q, _gqa_kinds(q["types"]))
+        for key, q in questions.items()
+    }
+    return scored.Scored(
+        "gqa", done["accuracy"], "accuracy", rows, done["items"], faults, notes,
+        groups=groups, details=details,
+    )  # fmt: skip
+
+
+def _gqa_kinds(types: Mapping[str, Any]) -> list[str]:
+    structural = types.get("structural")
+    kind = "open" if structural == "query" else "binary"
+    return [kind, f"structural {structural}", f"semantic {types.get('semantic')}"]
 
 
 def score_scienceqa(
@@ -133,7 +154,7 @@ def score_scienceqa(
         return _scienceqa_table(path)
     problems, keys = {}, None
     for file in files:
-        value = objects(file, "ScienceQA problems or splits")
+        value = _objects(file, "ScienceQA problems or splits")
         if all(isinstance(ids, list) for ids in value.values()):
             if split not in value:
                 raise _no_split(split, value)
@@ -149,42 +170,52 @@ def score_scienceqa(
     joined, faults = _join(path, {key: problems[key] for key in keys})
     said = {key: {**answer.record, "text": answer.text} for key, answer in joined.items()}
     done = scienceqa.score(said, problems, keys)
-    found = _scienceqa(done, faults)
+    details = {key: _scienceqa_told(key, problems[key], joined.get(key)) for key in keys}
+    found = _scienceqa(done, faults, details)
     grouped: dict[str, list[float]] = {}
     for key, value in done["items"].items():
         for name in scienceqa.groups(problems[key]):
             grouped.setdefault(name, []).append(value)
     parts = [(name, records.mean(part), len(part)) for name, part in sorted(grouped.items())]
-    return dataclasses.replace(found, rows=[*found.rows, *parts])
+    groups = {name: name.partition(" ")[0] for name in grouped}
+    return dataclasses.replace(found, rows=[*found.rows, *parts], groups=groups)
+
+
+def _scienceqa_told(key: str, problem: Mapping, answer: tables.Answer | None) -> dict[str, Any]:
+    options = [f"{x}. {text}" for x, text in zip("ABCDE", problem["choices"], strict=False)]
+    lines = [str(problem.get("hint") or ""), str(problem.get("question", "")), *options]
+    right = next((text for at, text in enumerate(options) if at == problem["answer"]), "")
+    where = {"image": f"{key}/{problem['image']}"} if problem.get("image") else {}
+    kinds = [*_image_kind(answer), *scienceqa.groups(problem)]
+    return scored.told("\n".join(filter(None, lines)), right, answer, where, kinds)
+
+
+def _image_kind(answer: tables.Answer | None) -> list[str]:
+    is_image = answer and scienceqa.has_image({**answer.record, "prompt": answer.prompt})
+    return [_IMG] if is_image else []
 
 
 def _scienceqa_table(path: pathlib.Path) -> scored.Scored:
     found = scored.own_truth(path)
     right = [float(scienceqa.parse(answer.text) == answer.truth) for answer in found]
-    images = [
-        value
-        for value, answer in zip(right, found, strict=True)
-        if scienceqa.has_image({**answer.record, "prompt": answer.prompt})
-    ]
-    done = {"accuracy": records.mean(right), "image_accuracy": records.mean(images)}
-    done |= {
-        "count": len(right),
-        "image_count": len(images),
-        "items": scored.numbered(found, right),
-    }
-    return _scienceqa(done, scored.of_table(found))
+    images = [v for v, answer in zip(right, found, strict=True) if _image_kind(answer)]
+    done = {"accuracy": records.mean(right), "count": len(right)}
+    done |= {"image_accuracy": records.mean(images), "image_count": len(images)}
+    done["items"] = scored.numbered(found, right)
+    return _scienceqa(done, scored.of_table(found), scored.of_own(found, _image_kind))
 
 
-def _scienceqa(done: Mapping[str, Any], faults: joining.Faults) -> scored.Scored:
+def _scienceqa(
+    done: Mapping[str, Any], faults: joining.Faults, details: Mapping[str, Any]
+) -> scored.Scored:
     rows = [("accuracy", done["accuracy"], done["count"])]
-    rows.append(("IMG accuracy", done["image_accuracy"], done["image_count"]))
-    metric, score = "IMG accuracy", done["image_accuracy"]
-    notes = []
+    rows.append((_IMG, done["image_accuracy"], done["image_count"]))
+    score, notes = done["image_accuracy"], []
     if score is None:
-        notes = [
-            "no prompt of the answers has <image>: there is no IMG accuracy, the papers' figure"
-        ]
-    return scored.Scored("scienceqa", score, metric, rows, done["items"], faults, notes)
+        notes = [f"no prompt of the answers has <image>: there is no {_IMG}, the papers' figure"]
+    return scored.Scored(
+        "scienceqa", score, _IMG, rows, done["items"], faults, notes, details=details
+    )
 
 
 def score_seed(path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.Scored:
@@ -194,11 +225,14 @@ def score_seed(path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.Scor
         right = [float(answer.text == answer.truth) for answer in found]
         parts = {"image": [], "video": []}
         for answer, value in zip(found, right, strict=True):
-            parts["video" if answer.key.startswith("v") else "image"].append(value)
+            parts[_medium(answer)[0]].append(value)
         rows = [("accuracy", records.mean(right), len(right))]
         rows += [(name, records.mean(part), len(part)) for name, part in parts.items()]
-        items = scored.numbered(found, right)
-        return scored.Scored("seed", rows[0][1], "accuracy", rows, items, scored.of_table(found))
+        return scored.Scored(
+            "seed", rows[0][1], "accuracy", rows, scored.numbered(found, right),
+            scored.of_table(found), groups=dict.fromkeys(parts, _MEDIA),
+            details=scored.of_own(found, _medium),
+        )  # fmt: skip
     value = tables.load(files[0])
     data = value if isinstance(value, Mapping) else {"questions": value}
     if not isinstance(data.get("questions"), list):
@@ -210,7 +244,26 @@ def score_seed(path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.Scor
     rows = [("accuracy", done["accuracy"], done["count"])]
     rows += [("image", done["image"], None), ("video", done["video"], None)]
     rows += [(name, *value) for name, value in done["by_type"].items()]
-    return scored.Scored("seed", done["accuracy"], "accuracy", rows, done["items"], faults)
+    types = {number: name for name, number in data.get("question_type", {}).items()}
+    return scored.Scored(
+        "seed", done["accuracy"], "accuracy", rows, done["items"], faults,
+        groups=dict.fromkeys(done["by_type"], _TYPES) | {"image": _MEDIA, "video": _MEDIA},
+        details={key: _seed_told(item, joined.get(key), types) for key, item in truth.items()},
+    )  # fmt: skip
+
+
+def _medium(answer: tables.Answer) -> list[str]:
+    return ["video" if answer.key.startswith("v") else "image"]
+
+
+def _seed_told(item: Mapping, answer: tables.Answer | None, types: Mapping) -> dict[str, Any]:
+    options = [
+        f"{x}. {item['choice_' + x.lower()]}" for x in "ABCD" if f"choice_{x.lower()}" in item
+    ]
+    question = "\n".join([str(item.get("question", "")), *options])
+    number = item.get("question_type_id")
+    kinds = (item.get("data_type"), types.get(number, number))
+    return scored.told(question, item["answer"], answer, item, kinds)
 
 
 def score_textvqa(path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.Scored:
@@ -220,21 +273,27 @@ def score_textvqa(path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.S
     """
     fields = ("image_id", "question", "answers")
     known = [item for file in files for item in tables.items(file, fields)]
-    by_image = {image_key(item["image_id"], item["question"]): item for item in known}
+    by_image = {_image_key(item["image_id"], item["question"]): item for item in known}
     by_number = {str(item["question_id"]): item for item in known if "question_id" in item}
     found, given = tables.answers(path), []
     images = {str(item["image_id"]) for item in known}
     is_by_image = any(answer.key in images for answer in found)
     for answer in found:
         question = question_of(answer.prompt)
-        given.append((image_key(answer.key, question) if is_by_image else answer.key, answer))
+        given.append((_image_key(answer.key, question) if is_by_image else answer.key, answer))
     truth = by_image if is_by_image else by_number
     asked = {} if is_by_image else {key: item["question"] for key, item in truth.items()}
     joined, faults = joining.join(given, truth, where=str(path), questions=asked)
     wanted = {key: [str(text) for text in item["answers"]] for key, item in truth.items()}
     items = _each(joined, wanted, textvqa.accuracy, path)
     rows = [("accuracy", records.mean(items.values()), len(items))]
-    return scored.Scored("textvqa", rows[0][1], "accuracy (M4C)", rows, items, faults)
+    details = {
+        key: scored.told(item["question"], scored.voted(wanted[key]), joined.get(key), item)
+        for key, item in truth.items()
+    }
+    return scored.Scored(
+        "textvqa", rows[0][1], "accuracy (M4C)", rows, items, faults, details=details
+    )
 
 
 def question_of(prompt: str) -> str:
@@ -247,7 +306,7 @@ def question_of(prompt: str) -> str:
     return lines[0] if lines else ""
 
 
-def image_key(image: Any, question: str) -> str:
+def _image_key(image: Any, question: str) -> str:
     """Return the id of a TextVQA question whose answer has the id of its image."""
     return f"{image}: {question.strip().lower()}"
 
@@ -280,12 +339,23 @@ def score_vqa(task: str, path: pathlib.Path, files: Sequence[pathlib.Path]) -> s
 
     items = _each(joined, wanted, measure, path)
     rows = [("accuracy", records.mean(items.values()), len(items))]
-    for name in ("answer_type", "question_type"):
-        rows += _grouped(items, {key: item.get(name) for key, item in truth.items()})
+    groups: dict[str, str] = {}
+    for name in _KINDS:
+        parts = _grouped(items, {key: item.get(name) for key, item in truth.items()})
+        rows += parts
+        groups |= dict.fromkeys((part[0] for part in parts), name.replace("_", " ") + "s")
     note = (
         "answers were brought to the form that LLaVA submits" if is_raw else "scored as submitted"
     )
-    return scored.Scored(task, rows[0][1], "VQA accuracy", rows, items, faults, [note])
+    details = {}
+    for key, item in truth.items():
+        answer, kinds = joined.get(key), [item.get(name) for name in _KINDS]
+        question = asked.get(key) or (answer.prompt if answer else "")
+        details[key] = scored.told(question, scored.voted(wanted[key]), answer, item, kinds)
+    return scored.Scored(
+        task, rows[0][1], "VQA accuracy", rows, items, faults, [note],
+        groups=groups, details=details,
+    )  # fmt: skip
 
 
 def _vqa_key(item: Mapping[str, Any]) -> str:
@@ -337,12 +407,14 @@ def score_mmbench(
         if not all(row.get("answer") for row in rows):
             raise tables.damaged(files[0], "some of its rows have no answer")
         joined, faults = _join(path, table)
+        prompts = {key: answer.prompt + LETTERS[task] for key, answer in joined.items()
+                   if answer.prompt}  # fmt: skip
         rows = [
             {**row, "prediction": joined[key].text if key in joined else None}
             for key, row in table.items()
         ]
     else:
-        rows = own_sheet(task, path)
+        rows, prompts = _own_sheet(task, path), {}
         faults = joining.Faults(empty=[str(r["index"]) for r in rows if not r["prediction"]])
     try:
         done = mmbench.circular(resolve(rows) if resolve else rows)
@@ -352,19 +424,43 @@ def score_mmbench(
         ("circular", done["accuracy"], done["count"]),
         ("single", done["vanilla"], done["count"]),
     ]
+    groups = {"single": "answers"}
     for name in ("dimensions", "categories"):
         out += [(key, *value) for key, value in done[name].items()]
+        groups |= dict.fromkeys(done[name], name)
     notes = [f"{len(done['unmatched'])} answers mean no option by the rules; they count as wrong"]
     items = {str(key): float(hit) for key, hit in done["hits"].items()}
-    return scored.Scored(task, done["accuracy"], "circular accuracy", out, items, faults, notes)
+    return scored.Scored(
+        task, done["accuracy"], "circular accuracy", out, items, faults, notes,
+        groups=groups, details=_mmbench_told(rows, prompts),
+    )  # fmt: skip
 
 
-def own_sheet(task: str, path: pathlib.Path) -> list[dict[str, Any]]:
-    """Return the rows of a sheet of MMBench that holds predictions and answers.
+def _mmbench_told(rows: Sequence[Mapping], prompts: Mapping[str, str]) -> dict[str, dict]:
+    """Return what is known of every item, from its row and those of its rotated copies."""
+    copies: dict[int, list[Mapping]] = {}
+    for row in sorted(rows, key=lambda row: int(row["index"])):
+        copies.setdefault(int(row["index"]) % mmbench.ROLL, []).append(row)
+    short: dict[Any, str] = {name: key for key, name in mmbench.DIMENSIONS.items()}
+    out = {}
+    for base, (head, *others) in copies.items():
+        options = mmbench.choices_of(head)
+        lines = [head.get("hint") or "", head.get("question") or ""]
+        lines += [f"{letter}. {text}" for letter, text in options.items()]
+        wanted = f"{head['answer']}. {options.get(head['answer'], '')}"
+        if others:
+            wanted += f" (rotated: {', '.join(row['answer'] for row in (head, *others))})"
+        said = [row["prediction"] for row in (head, *others)]
+        kinds = (short.get(head.get("l2-category"), head.get("l2-category")), head.get("category"))
+        where, kept = {"image": f"{base}.jpg"}, [kind for kind in kinds if kind]
+        told = scored.told("\n".join(filter(None, lines)), wanted, None, where, kept)
+        told["given"] = " | ".join("no answer" if text is None else str(text) for text in said)
+        asked = prompts.get(str(head["index"]))
+        out[str(base)] = told | ({"asked": asked} if asked else {})
+    return out
 
-    Raises:
-        SgqlmError: it is another kind of file.
-    """
+
+def _own_sheet(task: str, path: pathlib.Path) -> list[dict[str, Any]]:
     rows = tables.items(path, ())
     if all({"index", "A", "B", "prediction"} <= set(row) and row.get("answer") for row in rows):
         return rows
@@ -377,12 +473,7 @@ def own_sheet(task: str, path: pathlib.Path) -> list[dict[str, Any]]:
     )
 
 
-def objects(path: pathlib.Path, what: str) -> dict[str, Any]:
-    """Return a json object of an annotation file.
-
-    Raises:
-        SgqlmError: it is another kind of file.
-    """
+def _objects(path: pathlib.Path, what: str) -> dict[str, Any]:
     value = tables.load(path)
     if not isinstance(value, dict) or not all(isinstance(v, dict | list) for v in value.values()):
         raise tables.damaged(path, f"it is no json object of {what}")

@@ -12,14 +12,13 @@ USER turns as in the release, or stay VUSER turns if the template has them (v1_s
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
 from sgqlm import model as model_lib
 from sgqlm.decode import ask, inputs
-from sgqlm.evals import benchmark, self_questioning, sharing
+from sgqlm.evals import benchmark, self_questioning
 from sgqlm.text import templates
 
 KEY = "self_questions"  # in the header of the answers and in their metadata
@@ -99,32 +98,22 @@ def answering(
     return respond
 
 
-def share(
-    job: benchmark.Job, todo: Sequence[int], team: sharing.Team, *, batch_size: int
-) -> list[int]:
-    """Return what this process asks, all questions about an image in the same process.
+def order(about: Sequence[Sequence[int]], *, batch_size: int) -> list[int]:
+    """Return positions of questions in the order in which their rounds run together.
 
-    Images come `batch_size` at a time: first one question about each, so that their rounds run
-    together, then the others. A run that was stopped repeats the rounds of few images.
+    Images come `batch_size` at a time: first one question about each, then the others image by
+    image. A run that was stopped repeats the rounds of few images.
 
     Args:
-        job: of the questions.
-        todo: positions of the questions, the same in all processes.
-        team: the processes.
+        about: the questions of each image.
         batch_size: questions that run at once.
     """
-    about: dict[str | int, list[int]] = {}
-    for at in todo:
-        about.setdefault(job.questions[at].image or at, []).append(at)
-    images = list(about.values())
-    own = [images[number] for number in sharing.share(range(len(images)), team)]
-    return [
-        at
-        for start in range(0, len(own), batch_size)
-        for layer in itertools.zip_longest(*own[start : start + batch_size])
-        for at in layer
-        if at is not None
-    ]
+    out: list[int] = []
+    for start in range(0, len(about), batch_size):
+        images = about[start : start + batch_size]
+        out += [image[0] for image in images]
+        out += [at for image in images for at in image[1:]]
+    return out
 
 
 def _settings(

@@ -60,17 +60,6 @@ class Settings:
         return self.batch_size if self.flow == "official" else -(-self.batch_size // self.count)
 
 
-def about(
-    model: model_lib.VisionLanguageModel,
-    row: inputs.Row,
-    settings: Settings = Settings(),
-    *,
-    name: str = "",
-) -> dict[str, Any]:
-    """Ask about one image; see `about_each`."""
-    return about_each(model, [row], settings, names=[name])[0]
-
-
 def about_each(
     model: model_lib.VisionLanguageModel,
     rows: Sequence[inputs.Row],

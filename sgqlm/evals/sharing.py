@@ -243,9 +243,19 @@ def join(folders: Sequence[pathlib.Path]) -> Iterator[Team]:
                 _remove_empty(folders, missing)
 
 
-def share(todo: Sequence[int], team: Team) -> list[int]:
-    """Return what this process asks, of a list that is the same in all of them."""
-    return list(todo[team.index :: team.count])
+def share(groups: Sequence[Sequence[int]], team: Team) -> list[Sequence[int]]:
+    """Return what this process asks, of a list that is the same in all of them.
+
+    Groups stay whole, and all processes get as much, as far as that can be: the largest group that
+    is left goes to the one that has least.
+    """
+    loads, own = [0] * team.count, []
+    for number in sorted(range(len(groups)), key=lambda at: -len(groups[at])):
+        least = loads.index(min(loads))
+        loads[least] += len(groups[number])
+        if least == team.index:
+            own.append(number)
+    return [groups[number] for number in sorted(own)]
 
 
 def own_file(path: pathlib.Path, team: Team) -> pathlib.Path:

@@ -74,8 +74,6 @@ class Difference:
             `sign-flip permutation`.
         wins: items where the second is better.
         losses: items where the first is better.
-        only_first: ids that only the first has; they are in no number.
-        only_second: ids that only the second has.
     """
 
     interval: Interval
@@ -83,8 +81,6 @@ class Difference:
     test: str
     wins: int
     losses: int
-    only_first: list
-    only_second: list
 
 
 def bootstrap(
@@ -141,19 +137,13 @@ def compare(
     second: Mapping[Hashable, float],
     *,
     groups: Mapping[Hashable, Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Difference:
-    """Compare two models item by item, joined by id.
+    """Compare two models item by item, joined by id; ids of one alone are in no number.
 
     Args:
         first: id -> score.
         second: id -> score.
         groups: id -> what items belong together, such as the image; None: independent.
-        level: confidence.
-        resamples: of the interval and of the permutation test.
-        seed: of the draws.
 
     Raises:
         SgqlmError: no id is in both, a score is not finite, or an id has no group.
@@ -165,16 +155,14 @@ def compare(
         raise _wrong("an item has no group", str(next(k for k in keys if k not in groups)))
     a, b = (np.array([float(scores[key]) for key in keys]) for scores in (first, second))
     together = None if groups is None else [groups[key] for key in keys]
-    options = {"level": level, "resamples": resamples, "seed": seed}
-    interval = bootstrap(b - a, groups=together, **options)
+    interval = bootstrap(b - a, groups=together)
     wins, losses = int((b > a).sum()), int((b < a).sum())
     if groups is None and np.isin(np.concatenate([a, b]), (0, 1)).all():
         p_value, test = mcnemar(wins, losses), "McNemar, exact"
     else:
         sums = _grouped((b - a)[:, None], together)[:, 0]
-        p_value, test = sign_flip(sums, resamples=resamples, seed=seed), "sign-flip permutation"
-    only = [key for key in first if key not in second], [key for key in second if key not in first]
-    return Difference(interval, p_value, test, wins, losses, *only)
+        p_value, test = sign_flip(sums), "sign-flip permutation"
+    return Difference(interval, p_value, test, wins, losses)
 
 
 def mcnemar(wins: int, losses: int) -> float:

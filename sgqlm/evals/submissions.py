@@ -94,42 +94,22 @@ def _images(task: str, path: pathlib.Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _captions(texts: Mapping[str, str], asked: Mapping[str, Mapping], out: pathlib.Path) -> bytes:
-    return _json(
-        [
-            {"image_id": asked[key]["image_id"], "caption": " ".join(text.split())}
-            for key, text in texts.items()
-        ]
-    )
-
-
 def _json(value: Any, indent: int | None = None) -> bytes:
     return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
 
 
-def _vqav2(texts: Mapping[str, str], asked: Mapping[str, Mapping], out: pathlib.Path) -> bytes:
-    return _json(
-        [
-            {"question_id": asked[key]["question_id"], "answer": textvqa.normalise(text)}
-            for key, text in texts.items()
-        ]
-    )
+def _listed(row: Callable[[str, str, Mapping], dict[str, Any]]) -> Callable[..., bytes]:
+    """Return what writes a list of `row(id, answer, question)`."""
+
+    def content(texts: Mapping[str, str], asked: Mapping, out: pathlib.Path) -> bytes:
+        return _json([row(key, text, asked.get(key, {})) for key, text in texts.items()])
+
+    return content
 
 
-def _vizwiz(texts: Mapping[str, str], asked: Mapping[str, Mapping], out: pathlib.Path) -> bytes:
-    tables.need(asked.values(), ("image",), "--questions")
-    return _json(
-        [
-            {"image": asked[key]["image"], "answer": textvqa.normalise(text)}
-            for key, text in texts.items()
-        ]
-    )
-
-
-def _gqa(texts: Mapping[str, str], asked: Mapping, out: pathlib.Path) -> bytes:
-    return _json(
-        [{"questionId": key, "prediction": gqa.convert(text)} for key, text in texts.items()]
-    )
+def _vizwiz(key: str, text: str, question: Mapping) -> dict[str, Any]:
+    tables.need([question], ("image",), "--questions")
+    return {"image": question["image"], "answer": textvqa.normalise(text)}
 
 
 def _seed(texts: Mapping[str, str], asked: Mapping[str, Mapping], out: pathlib.Path) -> bytes:
@@ -187,13 +167,26 @@ def _xlsx(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
 
 
 _FORMS: Mapping[str, Callable[..., bytes]] = {
-    "vqav2": _vqav2,
-    "gqa": _gqa,
-    "vizwiz": _vizwiz,
+    "vqav2": _listed(
+        lambda _, text, asked: {
+            "question_id": asked["question_id"],
+            "answer": textvqa.normalise(text),
+        }
+    ),
+    "gqa": _listed(lambda key, text, _: {"questionId": key, "prediction": gqa.convert(text)}),
+    "vizwiz": _listed(_vizwiz),
     "mmbench": _mmbench,
     "mmbench_cn": _mmbench,
     "seed": _seed,
     "mmvet": _mmvet,
-    **dict.fromkeys(caption_files.TASKS, _captions),
+    **dict.fromkeys(
+        caption_files.TASKS,
+        _listed(
+            lambda _, text, asked: {
+                "image_id": asked["image_id"],
+                "caption": " ".join(text.split()),
+            }
+        ),
+    ),
 }
 TASKS = tuple(_FORMS)

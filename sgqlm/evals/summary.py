@@ -5,23 +5,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sgqlm.evals import comparing, families, measured, published, statistics
+from sgqlm.evals import comparing, measured, published, statistics
 from sgqlm.viz import pages
 
 REPORT = "sgqlm eval report"
+_ROUND = (100, 200, 500, 1000)
 
 
-def build(
-    reports: Sequence[measured.Report],
-    known: Sequence[tuple[measured.Items, str]],
-    *,
-    wrong: int = 40,
-) -> dict[str, Any]:
+def build(reports: Sequence[measured.Report], *, wrong: int = 40) -> dict[str, Any]:
     """Put reports together.
 
     Args:
         reports: what was measured.
-        known: `measured.items_of` each of them.
         wrong: wrong answers of each report that are spelled out.
 
     Returns:
@@ -29,14 +24,14 @@ def build(
         intervals, `families` of figures, notes and wrong answers; `table`, of the measured beside
         the published scores; `together`, several models on one benchmark.
     """
-    parts = [_part(r, *items, wrong) for r, items in zip(reports, known, strict=True)]
+    parts = [_part(report, wrong) for report in reports]
     shown = {"table": table(parts), "together": together(parts)}
     return {"kind": REPORT, "reports": parts, **shown}
 
 
-def _part(report: measured.Report, items: measured.Items, absent: str, wrong: int) -> dict:
-    found, reason = comparing.interval(report, items)
-    pictures = len(set((comparing.images_of(report, items) or {}).values())) or None
+def _part(report: measured.Report, wrong: int) -> dict:
+    found, reason = comparing.interval(report)
+    pictures = len(set((comparing.images_of(report) or {}).values())) or None
     return {
         "name": report.name,
         "task": report.task,
@@ -53,13 +48,13 @@ def _part(report: measured.Report, items: measured.Items, absent: str, wrong: in
         "caveats": report.caveats,
         "notes": list(report.notes),
         "faults": {kind: count for kind, count in report.faults.items() if count},
-        "families": [_family(report, items, *found) for found in families.of(report)],
+        "families": [_family(report, *found) for found in charts(report)],
         "is_open": report.is_open,
-        "wrong": _wrong(report, items, absent, wrong),
+        "wrong": _wrong(report, wrong),
     }
 
 
-def _wrong(report: measured.Report, items: measured.Items, absent: str, most: int) -> dict:
+def _wrong(report: measured.Report, most: int) -> dict:
     """Return what is spelled out: the lowest scores where none is wrong, else of all wrong ones."""
     failed = [key for key, score in report.items.items() if score < 1 or report.is_open]
     shown = min(most, len(failed))
@@ -67,24 +62,23 @@ def _wrong(report: measured.Report, items: measured.Items, absent: str, most: in
         chosen = sorted(failed, key=lambda key: report.items[key])[:shown]
     else:
         chosen = [failed[len(failed) * at // shown] for at in range(shown)]  # of the whole file
-    rows = [answer(report, items, key) for key in chosen]
-    if rows and not any("question" in row for row in rows):
-        absent = absent or "the report does not tell what was asked"
+    rows = [answer(report, key) for key in chosen]
+    is_told = not rows or any("question" in row for row in rows)
+    absent = "" if is_told else "the report does not tell what was asked"
     return {"count": len(failed), "absent": absent, "shown": rows}
 
 
-def answer(report: measured.Report, items: measured.Items, key: str) -> dict[str, Any]:
-    """Return an item as json values, of one that no file tells only id and score.
+def answer(report: measured.Report, key: str) -> dict[str, Any]:
+    """Return an item as json values, of one that the report does not tell only id and score.
 
     `given` is None without an answer, and absent where the report does not keep the answers.
     """
     row = {"id": key, "score": report.items[key]}
-    item = items.get(key)
+    item = report.details.get(key)
     if item is None or not (item.question or item.wanted or item.given is not None):
         return row
-    is_kept = not report.details or report.has_given
     told = {"question": item.question, "wanted": item.wanted, "image": item.image}
-    return row | told | {"kinds": item.kinds} | ({"given": item.given} if is_kept else {})
+    return row | told | {"kinds": item.kinds} | ({"given": item.given} if report.has_given else {})
 
 
 def graded(part: Mapping[str, Any], score: float) -> tuple[str, str]:
@@ -118,21 +112,44 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def _family(report: measured.Report, items: measured.Items, title: str, names) -> dict:
+def charts(report: measured.Report) -> list[tuple[str, list[str]]]:
+    """Return (title, names of figures) of each chart below the headline, in their order."""
+    out: dict[str, list[str]] = {}
+    for name in list(report.figures)[1:]:
+        out.setdefault(report.groups.get(name, "parts"), []).append(name)
+    return list(out.items())
+
+
+def highest(task: str, title: str, values: Iterable[float | int | None] = ()) -> float | int:
+    """Return the value of a full bar: per cent, or the most points of MME (perception: 2000).
+
+    Args:
+        task: the benchmark.
+        title: of the chart, or its headline.
+        values: of the bars. Above 100, as CIDEr-D and ratios to a reference go, the next of
+            `_ROUND` is a full bar.
+    """
+    if task == "mme":
+        return {"sum": 800, "categories": 200}.get(title, 2000)
+    most = max((value for value in values if value is not None), default=0.0)
+    return next((full for full in _ROUND if most <= full), most)
+
+
+def _family(report: measured.Report, title: str, names) -> dict:
     rows = []
     for name in names:
         value, count = report.figures[name]
-        found = comparing.figure_interval(report, items, name)
+        found = comparing.figure_interval(report, name)
         rows.append(
             {
                 "name": _short(name, title),
                 "value": scaled(report, value),
                 "interval": interval(report, found),
-                "count": count or len(comparing.keys_of(report, items, name)) or None,
+                "count": count or len(comparing.keys_of(report, name)) or None,
             }
         )
-    highest = families.highest(report.task, title, [row["value"] for row in rows])
-    return {"title": title, "highest": highest, "rows": rows}
+    most = highest(report.task, title, [row["value"] for row in rows])
+    return {"title": title, "highest": most, "rows": rows}
 
 
 def _short(name: str, title: str) -> str:
@@ -163,7 +180,7 @@ def together(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         head = {"name": metric, "count": None, "bars": bars}
         titles = dict.fromkeys(f["title"] for part in same for f in part["families"])
         found = [_side_by_side(title, same) for title in titles]
-        most = families.highest(task, metric, [bar["value"] for bar in bars])
+        most = highest(task, metric, [bar["value"] for bar in bars])
         first = {"title": "all questions", "highest": most, "rows": [head]}
         names = [part["name"] for part in same]
         out.append({"task": task, "unit": unit, "names": names, "families": [first, *found]})
@@ -329,7 +346,7 @@ def headline(part: Mapping[str, Any]) -> str:
     text = f"{part['metric']} {number(part['score'], digits=2)}"
     text += " %" if part["unit"] == "%" and part["score"] is not None else ""
     if part["task"] == "mme":
-        text += f" of {families.highest('mme', part['metric'])}"
+        text += f" of {highest('mme', part['metric'])}"
     return text + _sure(part) + _beside(part)
 
 
@@ -340,7 +357,7 @@ def _beside(part: Mapping[str, Any]) -> str:
     rows = [
         row for family in part["families"] if family["title"] == "sum" for row in family["rows"]
     ]
-    most = families.highest("mme", "sum")
+    most = highest("mme", "sum")
     told = [f"{row['name']} {number(row['value'], digits=2)} of {most}" for row in rows]
     return "".join(f"; {line}" for line in told)
 
@@ -379,11 +396,11 @@ def _wrong_lines(part: Mapping[str, Any]) -> list[str]:
     return lines + rows_of([*names, *(["score"] * part["is_open"])], rows) if rows else lines[:1]
 
 
-def span(found: Mapping[str, Any] | None, digits: int = 2) -> str:
+def span(found: Mapping[str, Any] | None) -> str:
     """Return an interval as text, a dash where there is none."""
     if not found:
         return "–"
-    return f"{number(found['low'], digits=digits)} to {number(found['high'], digits=digits)}"
+    return f"{number(found['low'], digits=2)} to {number(found['high'], digits=2)}"
 
 
 def rows_of(header: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
-from sgqlm.evals import caption_files, caption_tasks, joining, questions, tables
+from sgqlm.evals import caption_files, joining, questions, tables
+from sgqlm.evals.metrics import mmbench
 
 Label = Callable[[Mapping[str, Any], pathlib.Path], str]
 Read = Callable[[Sequence[pathlib.Path]], questions.Found]
@@ -181,9 +182,50 @@ def read(place: Place) -> list[questions.Question]:
 
 def limited(task: Task, asked: Sequence[questions.Question], limit: int) -> list[int]:
     """Return the positions of the first questions; of MMBench, of the first items, all rolls."""
-    keys = [int(q.id) % questions.ROLL if task.is_rolled else at for at, q in enumerate(asked)]
+    keys = [int(q.id) % mmbench.ROLL if task.is_rolled else at for at, q in enumerate(asked)]
     chosen = set(list(dict.fromkeys(keys))[: limit or None])
     return [at for at, key in enumerate(keys) if key in chosen]
+
+
+CAPTION = (  # of SQ-LLaVA's question file for COCO; the other sets are asked the same
+    "Provide a brief description of the given image, your answer should be in one sentence."
+)
+
+
+def _captions(
+    name: str,
+    folders: tuple[str, ...],
+    files: tuple[str, ...],
+    images: tuple[str, ...],
+    annotations: str,
+) -> Task:
+    """Return a caption benchmark: one sentence on every image.
+
+    Answers have the id of the image: the number of COCO and NoCaps, else its file. A question file
+    in LLaVA's layout keeps its own ids and prompts.
+    """
+
+    def asked(paths: Sequence[pathlib.Path]) -> questions.Found:
+        found = caption_files.read(name, paths)
+        if found.asked:
+            yield from _prompts(name, paths)
+            return
+        if found.is_pool and name != caption_files.CONCEPTUAL:
+            raise caption_files.without_split(name, paths[0])
+        for item in found.items:
+            question = questions.Question(item.id, CAPTION, CAPTION, item.image)
+            yield {"question_id": item.id}, question
+
+    return Task(name, folders, files, images, asked, annotations=(annotations,), submission=".json")
+
+
+def _prompts(name: str, files: Sequence[pathlib.Path]) -> questions.Found:
+    """Yield the questions of LLaVA's layout; images of all but CC3M are found by their file."""
+    path = next(path for path in files if caption_files.read(name, [path]).asked)
+    for record in tables.items(path, ("question_id", "image", "text")):
+        text, image = str(record["text"]).replace("<image>", "").strip(), str(record["image"])
+        image = image if name == caption_files.CONCEPTUAL else pathlib.PurePosixPath(image).name
+        yield record, questions.Question(record["question_id"], text, text, image)
 
 
 _HERE = ("images", ".")
@@ -242,7 +284,7 @@ TASKS: Mapping[str, Task] = {
             ("textvqa",),
             ("llava_textvqa_val_v051_ocr.jsonl", "TextVQA_0.5.1_val.json"),
             ("train_images", "val_images", *_HERE),
-            questions.textvqa,
+            questions.llavas("it has no reference OCR tokens, which the papers' prompts have"),
             annotations=("TextVQA_0.5.1_val.json",),
             label=questions.textvqa_label,
             may_repeat=True,  # LLaVA's ids are those of the images
@@ -293,7 +335,7 @@ TASKS: Mapping[str, Task] = {
             ("llava-bench-in-the-wild", "llava_wild"),
             ("questions.jsonl",),
             _HERE,
-            questions.llava_wild,
+            questions.llavas("it is no questions.jsonl with `text` and `image`"),
             max_new_tokens=1024,
             annotations=("context.jsonl", "answers_gpt4.jsonl"),  # for the judge
         ),
@@ -306,7 +348,7 @@ TASKS: Mapping[str, Task] = {
             annotations=("SEED-Bench.json",),
             submission=".jsonl",
         ),
-        Task(
+        _captions(
             "coco_caption",
             ("coco_caption", "coco"),
             (
@@ -316,12 +358,9 @@ TASKS: Mapping[str, Task] = {
                 "captions_val2014.json",
             ),
             ("val2014", "images/val2014", *_HERE),
-            caption_tasks.reader("coco_caption"),
-            annotations=("dataset_coco.json",),
-            submission=".json",
-            label=caption_tasks.label,
+            "dataset_coco.json",
         ),
-        Task(
+        _captions(
             "flickr30k",
             ("flickr30k",),
             (
@@ -330,22 +369,16 @@ TASKS: Mapping[str, Task] = {
                 "results_20130124.token",
             ),
             ("flickr30k-images", "flickr30k_images", *_HERE),
-            caption_tasks.reader("flickr30k"),
-            annotations=("dataset_flickr30k.json",),
-            submission=".json",
-            label=caption_tasks.label,
+            "dataset_flickr30k.json",
         ),
-        Task(
+        _captions(
             "nocaps",
             ("nocaps",),
             ("nocaps_val_4500_captions.json", "nocaps_val.json"),
             ("val", "images/val", *_HERE),
-            caption_tasks.reader("nocaps"),
-            annotations=("nocaps_val_4500_captions.json",),
-            submission=".json",
-            label=caption_tasks.label,
+            "nocaps_val_4500_captions.json",
         ),
-        Task(
+        _captions(
             "conceptual",
             ("conceptual", "cc3m"),
             (
@@ -355,10 +388,7 @@ TASKS: Mapping[str, Task] = {
                 "Validation_GCC-1.1.0-Validation.tsv",
             ),
             caption_files.CONCEPTUAL_FOLDERS,
-            caption_tasks.reader("conceptual"),
-            annotations=("Validation_GCC-1.1.0-Validation.tsv",),
-            submission=".json",
-            label=caption_tasks.label,
+            "Validation_GCC-1.1.0-Validation.tsv",
         ),
     )
 }

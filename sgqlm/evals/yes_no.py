@@ -34,12 +34,14 @@ def score_pope(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) -
         faults.add(scored.of_table(found))
         texts, labels = [a.text for a in found], [a.truth for a in found]
         part = _measure(path, texts, labels)
-        parts[pope_category(path)] = part | {"keys": list(scored.numbered(found, part["items"]))}
+        name = _pope_category(path)
+        told = scored.of_own(found, lambda _: [name])  # noqa: B023
+        parts[name] = part | {"details": told}
     return _pope(parts, faults)
 
 
 def _pope_joined(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) -> scored.Scored:
-    groups, labels = pope_groups(answers, files)
+    groups, labels = _pope_groups(answers, files)
     parts, faults, where = {}, joining.Faults(), ", ".join(map(str, answers))
     asked = {name: truth for name, truth in labels.items() if groups.get(name)} or labels
     for name, truth in asked.items():
@@ -56,26 +58,26 @@ def _pope_joined(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path])
             joined[key].text if key in joined else {"yes": "no"}.get(label, "yes")
             for key, label in wanted.items()
         ]
-        parts[name] = _measure(where, texts, list(wanted.values())) | {"keys": list(truth)}
+        told = {
+            key: scored.told(item["text"], item["label"], joined.get(key), item, [name])
+            for key, item in truth.items()
+        }
+        parts[name] = _measure(where, texts, list(wanted.values())) | {"details": told}
     done = _pope(parts, faults)
     done.notes += [f"no labels of {name}: left out" for name in groups]
     done.notes += [f"no answers to {name}: left out" for name in labels if name not in asked]
     return done
 
 
-def pope_groups(
+def _pope_groups(
     answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]
 ) -> tuple[dict[str, list[tuple[str, tables.Answer]]], dict[str, dict[str, dict]]]:
-    """Return (id, answer) by category, and the labels by category and id.
-
-    Raises:
-        SgqlmError: a file is missing or damaged, or has no labels.
-    """
+    """Return (id, answer) by category, and the labels by category and id."""
     labels, asked = {}, {}
     for file in files:
         for item in tables.items(file, ("question_id", "text")):
             if "label" in item:
-                labels.setdefault(pope_category(file), {})[_number(file, item["question_id"])] = (
+                labels.setdefault(_pope_category(file), {})[_number(file, item["question_id"])] = (
                     item
                 )
             elif "category" in item:
@@ -101,8 +103,8 @@ def _category_of(
     if is_one_block and len(labels) == 1:
         return next(iter(labels))
     block = int(_number(path, answer.key, whole=True)) // pope.CATEGORY_IDS
-    if block == 0 and pope_category(path) in labels:
-        return pope_category(path)
+    if block == 0 and _pope_category(path) in labels:
+        return _pope_category(path)
     return list(POPE_LINES)[block] if block < len(POPE_LINES) else f"block {block}"
 
 
@@ -131,20 +133,24 @@ def _pope(parts: Mapping[str, dict], faults: joining.Faults) -> scored.Scored:
     metric = "mean F1"  # published of all three alone: of fewer it is called another figure
     metric += f" of {len(parts)} of {len(POPE_LINES)} categories" if absent else ""
     rows = [(metric, mean, sum(part["count"] for part in parts.values()))]
-    items, notes = {}, []
+    items, details, groups, notes = {}, {}, {}, []
     for name, part in parts.items():
         rows += [(f"{name} {figure}", part[figure], part["count"]) for figure in _FIGURES]
-        keys = [f"{name}/{key}" for key in part["keys"]]
-        items |= dict(zip(keys, part["items"], strict=True))
+        groups |= {f"{name} {figure}": name for figure in _FIGURES}
+        told = {f"{name}/{key}": one for key, one in part["details"].items()}
+        items |= dict(zip(told, part["items"], strict=True))
+        details |= told
         if part["count"] != (lines := POPE_LINES.get(name)):
             told = f"{lines} lines" if lines else "no such category"
             notes.append(f"{name}: {part['count']} questions; the published figures have {told}")
     if absent:
         notes.append(f"published figures are the mean over three; absent: {', '.join(absent)}")
-    return scored.Scored("pope", mean, metric, rows, items, faults, notes)
+    return scored.Scored(
+        "pope", mean, metric, rows, items, faults, notes, groups=groups, details=details
+    )
 
 
-def pope_category(path: pathlib.Path) -> str:
+def _pope_category(path: pathlib.Path) -> str:
     """Return the category of POPE that a file name tells, else the name."""
     stem = path.name.lower()
     return next((name for name in POPE_LINES if name in stem), path.stem)
@@ -169,22 +175,25 @@ def score_mme(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) ->
         SgqlmError: a file is damaged, or an image has not two questions.
     """
     faults, where = joining.Faults(), ", ".join(map(str, answers))
+    groups: dict[str, list] = {}
+    details = {}
     if not files:
-        groups: dict[str, list] = {}
-        for _, category, row in mme_rows(answers, 4):
-            groups.setdefault(category, []).append(row)
-            if not row[3].strip():
-                faults.empty.append(f"{category}/{row[0]}")
+        said = [(category, row[:3], row[3]) for _, category, row in _mme_rows(answers, 4)]
+        faults.empty = [f"{category}/{row[0]}" for category, row, text in said if not text]
     else:
-        truth = {}
-        for key, category, row in mme_rows(files, 3):
-            truth[key] = (category, row)
-        given = [(mme_key(*_place(a.key), a.prompt), a) for a in _mme_answers(answers)]
+        truth = {key: (category, row[:3]) for key, category, row in _mme_rows(files, 3)}
+        found = [answer for path in answers for answer in tables.answers(path)]
+        given = [(_mme_key(*_place(a.key), a.prompt), a) for a in found]
         joined, faults = joining.join(given, truth, where=where)
-        groups = {}
-        for key, (category, row) in truth.items():
-            text = joined[key].text if key in joined else ""
-            groups.setdefault(category, []).append((*row[:3], text))
+        texts = {key: answer.text for key, answer in joined.items()}
+        said = [(*about, texts.get(key)) for key, about in truth.items()]
+    for category, (image, question, wanted), text in said:
+        groups.setdefault(category, []).append((image, question, wanted, text or ""))
+        where_is = {"image": f"{category}/{image}"}
+        told = scored.told(question, wanted, None, where_is, [category])
+        details[f"{category}/{image}/{question}"] = told | (
+            {"given": text} if text is not None else {}
+        )
     try:
         done = mme.score(groups)
     except ValueError as error:
@@ -196,16 +205,14 @@ def score_mme(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) ->
         notes.append(f"categories that are not there: {', '.join(done['missing'])}")
     if other := sum(part["other"] for part in done["by_category"].values()):
         notes.append(f"{other} answers are neither yes nor no")
+    charts = dict.fromkeys(done["by_category"], "categories") | {"cognition": "sum"}
     return scored.Scored(
-        "mme", done["perception"], "perception", rows, done["items"], faults, notes
-    )
+        "mme", done["perception"], "perception", rows, done["items"], faults, notes,
+        groups=charts, details=details,
+    )  # fmt: skip
 
 
-def _mme_answers(paths: Sequence[pathlib.Path]) -> list[tables.Answer]:
-    return [answer for path in paths for answer in tables.answers(path)]
-
-
-def mme_rows(
+def _mme_rows(
     paths: Sequence[pathlib.Path], least: int
 ) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Yield (key, category, (image, question, truth, ...)) of text files and folders of them."""
@@ -226,7 +233,7 @@ def mme_rows(
                     told = "answers too" if least > 3 else "image, question, truth"
                     raise tables.damaged(path, f"line {number} has {len(parts)} columns; {told}")
                 row = tuple(part.strip() for part in parts)
-                yield mme_key(category, row[0], row[1]), category, row
+                yield _mme_key(category, row[0], row[1]), category, row
 
 
 def _place(key: str) -> tuple[str, str]:
@@ -235,7 +242,7 @@ def _place(key: str) -> tuple[str, str]:
     return category, rest
 
 
-def mme_key(category: str, image: str, question: str) -> str:
+def _mme_key(category: str, image: str, question: str) -> str:
     """Return what names a question of MME in all of its files."""
     text = " ".join(question.lower().split()).removeprefix("<image> ")
     for suffix in _SUFFIXES:

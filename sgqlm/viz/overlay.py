@@ -95,7 +95,7 @@ def draw_entities(
     font = ImageFont.load_default(size=max(11, side // 45))
     for i in order:
         text = str(names[i]) if names else _name(entities, int(i))
-        at = _centre(owner == i)
+        at = centre(owner == i)
         if at is None and not boxes:
             continue
         write_tag(draw, at or tuple(corners[i, :2]), text, palette[i], font, canvas.size)
@@ -152,7 +152,7 @@ def _fill(canvas: Image.Image, owner: np.ndarray, palette: Sequence[Colour], opa
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def _centre(mask: np.ndarray) -> tuple[float, float] | None:
+def centre(mask: np.ndarray) -> tuple[float, float] | None:
     """Return x and y of the mask point nearest the centre of mass, None of an empty mask."""
     rows, columns = np.nonzero(mask)
     if not len(rows):

@@ -36,7 +36,6 @@ p { margin: 0 0 10px; }
 .grid > .card { margin: 0; }
 .split { display: grid; gap: 16px; grid-template-columns: minmax(0, 1fr); }
 @media (min-width: 800px) { .split { grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); } }
-@media (min-width: 600px) { .split.even { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 figure { margin: 0 0 10px; min-width: 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 6px; }
 figcaption { color: var(--soft); font-size: .875rem; margin-top: 4px; }
@@ -128,11 +127,6 @@ def grid(cards: Iterable[str]) -> str:
 def split(left: str, right: str) -> str:
     """Return two blocks side by side, one below the other on a narrow window."""
     return f'<div class="split"><div>{left}</div><div>{right}</div></div>'
-
-
-def pair(left: str, right: str) -> str:
-    """Return two blocks of equal width, one below the other on a narrow window."""
-    return f'<div class="split even"><div>{left}</div><div>{right}</div></div>'
 
 
 def figure(image: Image.Image, *, caption: str = "", alt: str = "") -> str:

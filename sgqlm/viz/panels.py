@@ -426,11 +426,10 @@ def _is_blocky(picture: canvas.Picture, frame: placing.Frame) -> bool:
 
 def _anchor(mask: np.ndarray, frame: placing.Frame, i: int, found: graphs.Entities) -> placing.Box:
     """Return the point of a mask nearest its centre of mass, in the canvas; or the box."""
-    rows, columns = np.nonzero(mask)
-    if not len(rows):
+    point = overlay.centre(mask)
+    if point is None:
         return frame.rect(*_clipped(found)[i])
-    nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-    return frame.box[0] + int(columns[nearest]), frame.box[1] + int(rows[nearest]), 0, 0
+    return frame.box[0] + point[0], frame.box[1] + point[1], 0, 0
 
 
 def _centres(found: graphs.Entities) -> np.ndarray:

@@ -31,8 +31,3 @@ def draw(
     tint = palette[rank[index.reshape(nearest.shape)]][np.ix_(cells, cells)]
     picture = np.asarray(overlay.fit(square.convert("RGB"), side).resize((side, side)), np.float32)
     return Image.fromarray((picture + opacity * (tint - picture)).round().astype(np.uint8))
-
-
-def describe(nearest: np.ndarray, num_prototypes: int) -> str:
-    """Say in one line how many prototypes an image uses."""
-    return f"{len(np.unique(nearest))} of {num_prototypes} prototypes in use"

@@ -64,7 +64,7 @@ def test_two_processes_on_meshes_write_the_file_of_one(trained, ours, alone, tmp
     assert bytes_of(out) == bytes_of(alone)
     for name in TASKS.split(","):
         first, second = (len(path.read_text().splitlines()) - 1 for path in progress(out / name))
-        assert first - second in (0, 1) and second
+        assert abs(first - second) <= 4 and second  # the four rolls of an item stay together
         assert {path.name for path in (out / name).glob(".*")} == set()
     assert "process 0 of 2: 2 of 4 devices" in said(logs) and "seed, process 0 of 2" in said(logs)
     assert "seed, process" not in said(logs, 1)

@@ -67,6 +67,31 @@ def scores(model: model_lib.VisionLanguageModel, cases) -> list:
     ]
 
 
+def shared(cases, mesh) -> list:
+    """Return answers about one and three images: with what their questions share run once, or not.
+
+    On one device and on the mesh, which has four batch shards.
+    """
+    one = tiny_model.make(252)
+    params = jax.device_put(one.params, rules.param_shardings(one.params, mesh))
+    many = model_lib.VisionLanguageModel(one.config, params, one.tokenizer)
+    texts = ["what is it?", "what colour is the star?", "is there a circle?", "hello"]
+    texts += [f"{text} and why?" for text in texts]
+    out = []
+    for count in (1, 3):
+        about = [(case, text) for text in texts for case in cases[:count]]
+        rows = [inputs.Row([inputs.human(t)], case.image, case.entities) for case, t in about]
+        found = []
+        for model in (one, many):
+            for generate.SHARED_FLOPS in (1e10, 0):
+                batch = model._collate(model._prepare(rows))
+                is_shared = model._generator._groups(batch) is not None
+                answers = model.respond(rows, max_new_tokens=6, batch_size=32)
+                found.append([is_shared, answers])
+        out.append(found)
+    return out
+
+
 def main():
     assert len(jax.devices()) == 8
     one = tiny_model.make()
@@ -97,6 +122,7 @@ def main():
         "same": toys.same(loaded.params, one.params),
         **texts,
         "scores": scored,
+        "shared": shared(cases, mesh),
         "layers": one.config.model.llm.num_layers,
         "kernel": [list(q.shape), list(q.sharding.shard_shape(q.shape))],
         "decode": count(generator, generator.params["llm"], decode),

@@ -30,6 +30,14 @@ def test_eight_devices_write_what_one_writes(found):
 
 
 @pytest.mark.slow
+def test_what_rows_share_runs_once_on_any_mesh(found):
+    for cases in found["shared"]:
+        assert [is_shared for is_shared, _ in cases] == [False, True, False, True]
+        texts = [answers for _, answers in cases]
+        assert len(set(texts[0])) > 2 and texts == texts[:1] * 4
+
+
+@pytest.mark.slow
 def test_eight_devices_score_as_one_does(found):
     one, many = (found["scores"][name] for name in ("one", "many"))
     assert len({tuple(row) for row in one[0]}) == len(one[0]) == 4

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sgqlm import errors
 from sgqlm import model as model_lib
-from sgqlm.decode import generate, inputs, score
+from sgqlm.decode import generate, inputs, prefixes, score
 from sgqlm.models import vlm
 from sgqlm.text import conversation
 
@@ -87,7 +87,7 @@ def test_a_continuation_scores_as_in_a_sequence_of_its_own(model, asked, placeme
     assert (found[:, 0] == found[:, 5]).all()
     about_one = collate(model, asked[:3])
     tokens = model.config.model.num_image_tokens
-    assert score.shared_length(about_one) > tokens  # the image is run once for all its questions
+    assert prefixes.shared_length(about_one) > tokens  # the image is run once for all its questions
     found = scorer.score(about_one, score.choices(IDS))
     np.testing.assert_allclose(found, wanted[:3], **CLOSE)
 
@@ -140,28 +140,13 @@ def test_a_tree_holds_every_beginning_once():
 
 def test_positions_saved_are_counted(model, asked):
     batch = collate(model, asked[:3])
-    shared, found = score.shared_length(batch), score.choices(IDS)
+    shared, found = prefixes.shared_length(batch), score.choices(IDS)
     total = int(batch.lengths.sum())
     done = score.cost(batch.lengths, shared, found)
     assert done.plain == sum(n + len(ids) - 1 for n in batch.lengths for ids in IDS)
     assert done.run == shared + (total - 3 * shared) + 3 * found.num_nodes
     assert done.plain > 6 * done.run
     assert done + done == score.Cost(2 * done.run, 2 * done.plain)
-
-
-def test_what_rows_share_ends_where_they_differ(model, asked):
-    image = model.config.model.num_image_tokens
-    alone = collate(model, asked[:1])
-    assert score.shared_length(alone) == alone.lengths[0] - 1
-    start = int(np.argmax(alone.tokens[0] < 0))
-    two_images = collate(model, [asked[0], asked[3]])
-    assert score.shared_length(two_images) == start
-    # the graph hears the question, so its tokens are not shared; without a graph, the words are
-    assert score.shared_length(collate(model, asked[:2])) == start + image
-    plain = [dataclasses.replace(row, entities=None) for row in asked[:2]]
-    assert score.shared_length(collate(model, plain)) > start + image
-    twins = [asked[0], dataclasses.replace(asked[0])]
-    assert score.shared_length(collate(model, twins)) == alone.lengths[0] - 1
 
 
 def test_what_cannot_be_scored_is_refused(model, scorer):

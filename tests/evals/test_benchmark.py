@@ -1,10 +1,13 @@
 """What is asked of a benchmark, and what is refused before an answer is lost."""
 
+import dataclasses
 import pathlib
 
 import pytest
+from PIL import Image
 
 from sgqlm import errors
+from sgqlm.data import images
 from sgqlm.evals import answers, benchmark, questions, tasks
 
 HEAD = {"task": "gqa", "model": "m"}
@@ -33,6 +36,40 @@ def test_long_questions_come_first_and_none_twice(tmp_path):
         out.add({"key": "1", "text": "", "metadata": {}})
     assert benchmark.plan(job(), tmp_path, HEAD) == [2, 0]
     assert benchmark.plan(job(2), tmp_path, HEAD) == [0]
+
+
+def test_questions_about_one_image_stand_together(tmp_path):
+    names = ("a.jpg", "b.jpg", "a.jpg", "", "b.jpg", "")
+    texts = ("aa", "bbbb", "a", "cccccc", "bbbbb", "c")
+    found = [
+        questions.Question(at, text, text, name)
+        for at, (name, text) in enumerate(zip(names, texts, strict=True))
+    ]
+    wanted = dataclasses.replace(job(), questions=found, chosen=range(6))
+    assert benchmark.by_image(wanted, wanted.chosen) == [[3], [4, 1], [0, 2], [5]]
+    assert benchmark.plan(wanted, tmp_path, HEAD) == [3, 4, 1, 0, 2, 5]
+
+
+def test_a_batch_opens_an_image_once(tmp_path, monkeypatch):
+    folder = tmp_path / tasks.get("gqa").images[0]
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(folder / "a.jpg")
+    (folder / "b.jpg").write_bytes(b"no picture")
+    opened = []
+    opening = images.open_image
+    monkeypatch.setattr(
+        images,
+        "open_image",
+        lambda source, **more: opened.append(source) or opening(source, **more),
+    )
+    names = ("a.jpg", "b.jpg", "a.jpg", "a.jpg")
+    found = [questions.Question(at, "what?", "what?", name) for at, name in enumerate(names)]
+    place = tasks.Place(tasks.get("gqa"), tmp_path, tmp_path, ())
+    wanted = benchmark.Job(place, found, range(4))
+    ((batch, rows),) = benchmark._ahead(wanted, [[0, 1, 2, 3]])
+    assert batch == [0, 1, 2, 3] and "b.jpg" in rows[1]
+    assert rows[0].image is rows[2].image is rows[3].image and rows[0].image.size == (8, 6)
+    assert [path.name for path in opened] == ["a.jpg", "b.jpg"]
 
 
 def test_errors_are_forgotten_on_request_unless_the_settings_changed(answered):

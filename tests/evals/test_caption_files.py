@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sgqlm import errors
-from sgqlm.evals import caption_files, caption_tasks, submissions, tasks
+from sgqlm.evals import caption_files, submissions, tasks
 from tests import paths
 from tests.evals import benchmark_files as files
 
@@ -76,7 +76,7 @@ def test_the_whole_of_coco_needs_a_list_of_the_split(coco):
     listed.rename(coco / "karpathy_test_images.txt")
     asked = tasks.read(place)
     assert [q.id for q in asked] == [42, 391895]
-    assert {q.text for q in asked} == {caption_tasks.PROMPT}
+    assert {q.text for q in asked} == {tasks.CAPTION}
     (coco / "karpathy_test_images.txt").write_text("COCO_val2014_000000000008.jpg\n")
     with pytest.raises(errors.SgqlmError, match="cannot be read") as caught:
         tasks.read(place)

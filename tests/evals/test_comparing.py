@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 
+import numpy as np
 import pytest
 
 from sgqlm import errors
 from sgqlm.evals import comparing, measured, statistics
+from sgqlm.evals.metrics import mme
 from tests import paths
 from tests.evals import reports
 
@@ -57,42 +58,29 @@ def test_what_is_no_report_is_told(tmp_path):
 
 def test_f1_has_an_interval_clustered_by_image(two):
     first = two[0]
-    items, why = measured.items_of(first)
-    assert not why and len(set(comparing.images_of(first, items).values())) == 6
-    found, why = comparing.interval(first, items)
+    assert len(set(comparing.images_of(first).values())) == 6
+    found, why = comparing.interval(first)
     assert not why and found.value == pytest.approx(first.score) and found.low < found.high
-    below = comparing.figure_interval(first, items, "random f1")
+    below = comparing.figure_interval(first, "random f1")
     assert below.value == pytest.approx(first.score)
-    assert comparing.figure_interval(first, items, "random accuracy").value == 10 / 12
-    assert comparing.figure_interval(first, items, "random recall") is None
-    assert comparing.interval(first, {})[0] is None
+    assert comparing.figure_interval(first, "random accuracy").value == 10 / 12
+    assert comparing.figure_interval(first, "random recall") is None
+    assert comparing.interval(dataclasses.replace(first, details={}))[0] is None
     swapped = {"random/1": 0.0, **{k: v for k, v in first.items.items() if k != "random/1"}}
     other = dataclasses.replace(first, items=swapped)
-    assert "scores alone do not give mean F1" in comparing.interval(other, items)[1]
-
-
-def test_files_that_changed_give_no_items(two):
-    first = two[0]
-    answers = pathlib.Path(first.answers[0])
-    answers.write_text(answers.read_text() + "\n")
-    assert "has changed" in measured.items_of(first)[1]
-    answers.unlink()
-    assert "not there" in measured.items_of(first)[1]
-    lost = dataclasses.replace(first, answers=())
-    assert measured.items_of(lost) == ({}, "the report does not tell which files were scored")
+    assert "scores alone do not give mean F1" in comparing.interval(other)[1]
 
 
 def test_pairs_are_joined_by_id(two):
     first, second = two
-    items = tuple(measured.items_of(one)[0] for one in two)
     turned = dict(reversed(list(second.items.items())))
-    done = comparing.compare(first, dataclasses.replace(second, items=turned), items)
+    done = comparing.compare(first, dataclasses.replace(second, items=turned))
     assert set(done.better) == {"random/10", "random/12"} and set(done.worse) == {"random/9"}
     assert (done.items.wins, done.items.losses) == (2, 1)
-    assert done.headline == comparing.compare(first, second, items).headline
+    assert done.headline == comparing.compare(first, second).headline
     assert done.headline.value == pytest.approx(second.score - first.score)
     assert done.items.test == "sign-flip permutation"  # questions share images
-    plain = comparing.compare(first, second)
+    plain = comparing.compare(*(dataclasses.replace(one, details={}) for one in two))
     assert plain.items.p_value == statistics.mcnemar(2, 1) and plain.headline is None
     assert any("no interval" in note for note in plain.notes)
 
@@ -134,7 +122,7 @@ def test_holm_and_judges(two, tmp_path):
 def test_published_answers(task, files, low, high, tmp_path):
     files = [paths.shared(f"samples/{name}") for name in files]
     report = measured.read(reports.write(tmp_path / "r.json", task, files))
-    found, why = comparing.interval(report, measured.items_of(report)[0])
+    found, why = comparing.interval(report)
     assert not why and found.value == pytest.approx(report.score)
     assert low < found.low < found.value < found.high < high
 
@@ -142,15 +130,29 @@ def test_published_answers(task, files, low, high, tmp_path):
 def test_reports_of_tasks_hold_their_score_inside(tmp_path):
     path = reports.pope(tmp_path / "mine" / "pope", RIGHT[:11] + "n", name="report")
     inner = json.loads(path.read_text())
-    source = pathlib.Path(inner["answers"][0])
-    source.rename(path.parent / "answers.jsonl")
-    inner |= {"answers": ["answers.jsonl"], "sha256": {}}
     outer = {"task": "pope", "answers": 12, "notes": ["cut"], "failed": ["1: broken"]}
     path.write_text(json.dumps(outer | {"score": inner}))
     report = measured.find([tmp_path / "mine"])[0][0]
     assert report.name == "mine" and report.notes[-2] == "cut" and "1 questions" in report.notes[-1]
-    items, why = measured.items_of(report)
-    assert not why and items["random/12"].given == "No"
+    assert report.details["random/12"].given == "No"
     path.write_text(json.dumps(outer | {"score": None}))
     with pytest.raises(errors.SgqlmError, match="no report of answers"):
         measured.read(path)
+
+
+def test_mean_f1_of_categories():
+    wanted = {"random/1": "yes", "random/2": "no", "random/3": "yes", "popular/1": "yes"}
+    items = {key: measured.Item(wanted=text) for key, text in wanted.items()}
+    scores = np.array([1.0, 0.0, 0.0, 1.0])  # tp, fp, fn; tp
+    table, combine = comparing.pope_columns(list(wanted), scores, items)
+    assert combine(table.mean(0, keepdims=True))[0] == pytest.approx((2 / 4 + 2 / 2) / 2)
+    assert combine(np.zeros((1, 4)))[0] == 0  # a resample without a right yes
+
+
+def test_points_of_images_with_two_questions():
+    name = mme.PERCEPTION[0]
+    scores = {f"{name}/1.jpg/a": 1.0, f"{name}/1.jpg/b": 1.0}
+    scores |= {f"{name}/2.jpg/a": 1.0, f"{name}/2.jpg/b": 0.0}
+    table, combine = comparing.mme_columns(scores)
+    assert table.shape == (2, 3)
+    assert combine(table.mean(0, keepdims=True))[0] == pytest.approx(75 + 50)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sgqlm import errors
-from sgqlm.evals import comparing, families, joining, measured, scored, summary
+from sgqlm.evals import comparing, joining, measured, scored, summary
 from tests.evals import reports
 
 
@@ -72,7 +72,7 @@ def test_what_may_be_left_empty(tmp_path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps({"task": "gqa", "score": inner, "notes": 3, "failed": 2}))
     report = measured.read(path)
-    assert report.notes == [] and measured.items_of(report)[0]["0"].given == "7"
+    assert report.notes == [] and report.details["0"].given == "7"
     path.write_text(json.dumps({"task": "gqa", "score": None, "settings": {}, "notes": 3}))
     with pytest.raises(errors.SgqlmError, match="there are no reports"):
         measured.find([tmp_path])
@@ -93,11 +93,10 @@ def test_a_report_may_tell_its_own_questions_charts_and_unit(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(done.report()))
     report = measured.read(path)
-    known, why = measured.items_of(report)
-    assert not why and known["5"].question == "q5" and known["5"].kinds == ("high",)
-    assert report.scale == 100 and families.of(report) == [("domains", ["low", "high"])]
-    assert comparing.interval(report, known)[0].value == pytest.approx(0.35)
-    part = summary.build([report], [(known, why)])["reports"][0]
+    assert report.details["5"].question == "q5" and report.details["5"].kinds == ("high",)
+    assert report.scale == 100 and summary.charts(report) == [("domains", ["low", "high"])]
+    assert comparing.interval(report)[0].value == pytest.approx(0.35)
+    part = summary.build([report])["reports"][0]
     assert part["unit"] == "x 100" and part["wrong"]["shown"][0]["image"] == "0.jpg"
     assert [row["count"] for row in part["families"][0]["rows"]] == [4, 4]
     assert summary.headline(part).startswith("CIDEr-D 35.00, 95 % interval")

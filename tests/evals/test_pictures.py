@@ -9,7 +9,7 @@ from PIL import Image
 
 from sgqlm import errors
 from sgqlm.data import graphs, records
-from sgqlm.evals import itemised, pictures
+from sgqlm.evals import measured, pictures
 
 
 @pytest.mark.parametrize(
@@ -56,22 +56,22 @@ def test_entities_are_drawn(tmp_path):
     for name, digest in (("any", same), ("gqa", "0" * 64)):
         records.write_entities(tmp_path / "each" / name, [("one.png", found, digest)], about={})
     each = pictures.Pictures(tmp_path / "images", tmp_path / "each")
-    seen = each.find(itemised.Item(image="one.png"), "any")
+    seen = each.find(measured.Item(image="one.png"), "any")
     assert seen.entities is not None and len(seen.store) == 64
-    seen = each.find(itemised.Item(image="one.png"), "gqa")
+    seen = each.find(measured.Item(image="one.png"), "gqa")
     assert seen.image and seen.entities is None and "not the one in which" in seen.words
     plain = pictures.Pictures(tmp_path / "images", None)
     drawn = pictures.Pictures(tmp_path / "images", tmp_path / "store")
-    item = itemised.Item(image="one.png")
+    item = measured.Item(image="one.png")
     before, words = plain.draw(item)
     after, told = drawn.draw(item)
     assert words == "image one.png" and told == "image one.png; 1 entity"
     assert before.size == after.size and np.asarray(before).tolist() != np.asarray(after).tolist()
-    assert plain.draw(itemised.Item(image="none"))[0] is None
-    assert plain.draw(itemised.Item(image="bad"))[0] is None
+    assert plain.draw(measured.Item(image="none"))[0] is None
+    assert plain.draw(measured.Item(image="bad"))[0] is None
     buffer = io.BytesIO()
     image.save(buffer, "png")
-    inside = pictures.Pictures(None, None).draw(itemised.Item(image="x", pixels=buffer.getvalue()))
+    inside = pictures.Pictures(None, None).draw(measured.Item(image="x", pixels=buffer.getvalue()))
     assert inside[0].size[0] == pictures.SIDE
     with pytest.raises(errors.SgqlmError, match="no such folder"):
         pictures.Pictures(tmp_path / "none", None)
@@ -82,7 +82,7 @@ def test_pictures_that_are_missed_are_counted_once(tmp_path):
     (tmp_path / "b.png").write_bytes(b"no picture")
     drawer = pictures.Pictures(tmp_path, None)
     for name in ("a", "b", "c", "c", "d"):
-        drawer.find(itemised.Item(image=name), "gqa")
+        drawer.find(measured.Item(image=name), "gqa")
     first, second, fix = drawer.missed_lines()
     assert first == "gqa: pictures that cannot be read: 1 (b)"
     assert second == "gqa: pictures not below --images: 2 (c, d)" and "--images=ROOT" in fix

@@ -31,9 +31,13 @@ def settings(**changes):
     return self_questioning.Settings(**{**SHORT, **changes})
 
 
+def about(model, row, asked, *, name=""):
+    return self_questioning.about_each(model, [row], asked, names=[name])[0]
+
+
 def test_official_flow_asks_behind_a_greedy_description(model, row):
     asked = settings(flow="official", sampling=ask.OFFICIAL, consistency=2)
-    found = self_questioning.about(model, row, asked, name="a.png")
+    found = about(model, row, asked, name="a.png")
     turns = [inputs.human(ask.FIRST_TURN)]
     (text,) = model.respond([dataclasses.replace(row, turns=turns)], max_new_tokens=4)
     assert found["description"] == text
@@ -43,14 +47,14 @@ def test_official_flow_asks_behind_a_greedy_description(model, row):
     wanted = ask.answer_own(model, [base], [found["questions"][first]], max_new_tokens=4)
     assert [found["answers"][first]] == wanted
     assert all(0 <= value <= 1 for value in found["agreement"] if value is not None)
-    assert found == self_questioning.about(model, row, asked, name="a.png")
-    other = self_questioning.about(model, row, asked, name="b.png")
+    assert found == about(model, row, asked, name="a.png")
+    other = about(model, row, asked, name="b.png")
     assert other["questions"] != found["questions"]
     assert other["description"] == found["description"]
 
 
 def test_own_flow_asks_different_questions_at_once(model, row):
-    found = self_questioning.about(model, row, settings(sampling=sample.Sampling(1.0)))
+    found = about(model, row, settings(sampling=sample.Sampling(1.0)))
     assert len(set(found["questions"])) == len(found["questions"]) == 3
     assert found.keys() == {"questions", "answers", "unanswered"}
 
@@ -70,7 +74,7 @@ class Says(model_lib.VisionLanguageModel):
 
 def test_questions_that_no_conversation_holds_stay_unanswered(model, row):
     says = Says(model, "is it?", "", "</s>VUSER: x", "is it?")
-    found = self_questioning.about(says, row, settings(flow="official", count=4, consistency=2))
+    found = about(says, row, settings(flow="official", count=4, consistency=2))
     assert found["questions"] == list(says.texts)
     assert found["answers"] == ["answer sure", "", "", "answer sure"]
     assert found["unanswered"] == [1, 2]
@@ -81,10 +85,7 @@ def test_many_images_give_what_each_gives_alone(model):
     cases = scenes.make_cases(tiny_model.SCENES, count=2)
     rows = [inputs.Row((), case.image, case.entities) for case in cases]
     asked = settings(flow="official", sampling=ask.OFFICIAL, consistency=2)
-    alone = [
-        self_questioning.about(model, row, asked, name=name)
-        for row, name in zip(rows, "ab", strict=True)
-    ]
+    alone = [about(model, row, asked, name=name) for row, name in zip(rows, "ab", strict=True)]
     assert self_questioning.about_each(model, rows, asked, names=["a", "b"]) == alone
     assert self_questioning.about_each(model, [], asked, names=[]) == []
 
@@ -100,7 +101,7 @@ def test_a_description_that_no_conversation_holds_is_left_out(row):
             return super().respond(rows, max_new_tokens=max_new_tokens, **more)
 
     silent = Silent(tiny_model.make(), "is it?")
-    found = self_questioning.about(silent, row, settings(flow="official", count=1))
+    found = about(silent, row, settings(flow="official", count=1))
     assert found["description"] == "" and found["answers"] == ["answer sure"]
     assert [turn["value"] for turn in silent.seen[0].turns] == ["is it?"]
 

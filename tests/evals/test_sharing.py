@@ -50,8 +50,8 @@ def test_all_hear_what_the_main_one_says_and_it_waits_for_their_shares(tmp_path)
     finished = []
 
     def work(team):
-        plan = team.agree("plan", lambda: {"todo": list(range(7))})
-        own = sharing.share(plan["todo"], team)
+        plan = team.agree("plan", lambda: [[0, 1], [2, 3, 4], [5], [6]])
+        own = sharing.share(plan, team)
         if team.index == 2:
             threading.Event().wait(0.3)
         finished.append(team.index)
@@ -59,7 +59,7 @@ def test_all_hear_what_the_main_one_says_and_it_waits_for_their_shares(tmp_path)
         return own, list(finished)
 
     found = together(tmp_path / "run", work, work, work)
-    assert [own for own, _ in found] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [own for own, _ in found] == [[[2, 3, 4]], [[0, 1]], [[5], [6]]]  # none is torn
     assert sorted(found[0][1]) == [0, 1, 2]
     assert not (tmp_path / "run").exists()
 

@@ -2,15 +2,14 @@
 
 import json
 
-from sgqlm.evals import families, measured, published, summary
+from sgqlm.evals import measured, published, summary
 from tests.evals import reports
 
 WRONG = "nynynynynyyn"
 
 
 def build(path, **options):
-    found = measured.find([path])[0]
-    return summary.build(found, [measured.items_of(one) for one in found], **options)
+    return summary.build(measured.find([path])[0], **options)
 
 
 def test_the_table_shows_only_what_has_a_source(tmp_path):
@@ -43,22 +42,6 @@ def test_wrong_answers_and_families(tmp_path):
         "random/11"
     ]
     assert build(tmp_path, wrong=0)["reports"][0]["wrong"]["shown"] == []
-
-
-def test_families_of_each_benchmark():
-    def titles(task, names):
-        return [title for title, _ in families.grouped(task, names)]
-
-    assert titles("gqa", ["binary", "structural choose"]) == ["question types", "structural"]
-    assert titles("mmbench", ["single", "CP", "ocr"]) == ["answers", "dimensions", "categories"]
-    assert titles("vqav2", ["yes/no", "what is"]) == ["answer types", "question types"]
-    assert titles("mme", ["cognition", "OCR"]) == ["sum", "categories"]
-    assert titles("seed", []) == [] and titles("seed", ["image"]) == ["images and videos"]
-    assert titles("scienceqa", ["IMG accuracy", "subject NAT", "grade G1-6"]) == [
-        "parts", "subject", "grade",
-    ]  # fmt: skip
-    told = families.grouped("any", ["a", "b", "rec"], {"a": "one", "b": "one"})
-    assert told == [("one", ["a", "b"]), ("parts", ["rec"])]
 
 
 def write(path, scores, **fields):
@@ -108,12 +91,12 @@ def test_what_a_report_does_not_tell_is_not_made_up(tmp_path):
 
 
 def test_a_full_bar_is_a_round_number():
-    assert families.highest("gqa", "parts", [99.9, None, 0.0]) == 100
-    assert [families.highest("nocaps", "t", [top]) for top in (100, 101, 359.9, 501, 1001)] == [
+    assert summary.highest("gqa", "parts", [99.9, None, 0.0]) == 100
+    assert [summary.highest("nocaps", "t", [top]) for top in (100, 101, 359.9, 501, 1001)] == [
         100, 200, 500, 1000, 1001,
     ]  # fmt: skip
-    assert families.highest("mme", "categories", [150.0]) == 200
-    assert families.highest("mme", "perception", [1500.0]) == 2000
+    assert summary.highest("mme", "categories", [150.0]) == 200
+    assert summary.highest("mme", "perception", [1500.0]) == 2000
 
 
 def test_names_in_a_chart_leave_out_its_title(tmp_path):

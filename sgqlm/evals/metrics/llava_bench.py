@@ -67,19 +67,6 @@ class Group:
     unparsable: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """Scores of a review file.
-
-    Attributes:
-        groups: `all` and the categories.
-        needs_judge: ids of questions that no judge has seen; they are in no mean.
-    """
-
-    groups: dict[str, Group]
-    needs_judge: list
-
-
 def parse_score(review: str) -> list[float]:
     """Return the two scores on the first line of a review, [-1, -1] where it has another form.
 
@@ -174,35 +161,32 @@ def pair(
     return cases
 
 
-def summarise(reviews: Iterable[Mapping]) -> Summary:
-    """Return the scores of the reviews of one judge.
+def summarise(reviews: Iterable[Mapping]) -> dict[str, Group]:
+    """Return the scores of the reviews of one judge, of `all` and of the categories.
 
     Args:
         reviews: lines with question_id and `tuple` (or `score`, or the `content` of the reply);
-            `category` where there are categories; `needs_judge` where no judge has been asked.
+            `category` where there are categories.
 
     Raises:
         SgqlmError: a question has two reviews, or a line is no review.
     """
     lines = _by_id(reviews, ("question_id",), "reviews")
-    pairs, open_ids = collections.defaultdict(list), []
-    for key, line in lines.items():
-        if line.get("needs_judge"):
-            open_ids.append(key)
-            continue
+    pairs = collections.defaultdict(list)
+    for line in lines.values():
         scores = scores_of(line)
         pairs["all"].append(scores)
         if "category" in line:
             pairs[line["category"]].append(scores)
-    return Summary({name: _group(pairs[name]) for name in sorted(pairs)}, open_ids)
+    return {name: _group(pairs[name]) for name in sorted(pairs)}
 
 
-def over_runs(summaries: Sequence[Summary]) -> dict[str, float]:
+def over_runs(summaries: Sequence[Mapping[str, Group]]) -> dict[str, float]:
     """Return mean and standard deviation of the overall score of several runs of the judge.
 
     The published score of LLaVA-1.5-13B, 72.5, is the mean of three.
     """
-    found = [s.groups["all"].score for s in summaries if "all" in s.groups]
+    found = [groups["all"].score for groups in summaries if "all" in groups]
     scores = [score for score in found if score is not None]
     if not scores:
         return {}

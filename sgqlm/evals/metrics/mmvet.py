@@ -20,7 +20,6 @@ from sgqlm import errors
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 PUBLISHED_JUDGE = "gpt-4-0613"
 NUM_QUESTIONS = 218
-PUBLISHED_RUNS = 5
 MAX_TOKENS = 3
 MAX_RETRIES = 5
 WARMER = 0.5  # added to the temperature after every retry

@@ -26,7 +26,7 @@ def test_the_official_summary():
             line.split() for line in golden()["summary_stdout"].split("\n") if line.count(" ") == 3
         )
     }
-    found = llava_bench.summarise(golden()["reviews"]).groups
+    found = llava_bench.summarise(golden()["reviews"])
     assert {n: (g.score, g.reference, g.model) for n, g in found.items()} == expected
     assert found["all"].count == 24 and found["all"].unparsable == 1
     assert found["llava_bench_complex"].unparsable == 1
@@ -42,23 +42,22 @@ def test_published_reviews_give_their_published_score():
         # what the judge wrote gives the scores that were stored
         texts = [{k: v for k, v in line.items() if k != "tuple"} for line in reviews]
         assert llava_bench.summarise(texts) == llava_bench.summarise(reviews)
-    assert [summary.groups["all"].score for summary in found] == [72.8, 72.7, 72.1]
-    assert all(s.groups["all"].count == 60 for s in found)
+    assert [summary["all"].score for summary in found] == [72.8, 72.7, 72.1]
+    assert all(s["all"].count == 60 for s in found)
     assert round(llava_bench.over_runs(found)["mean"], 1) == 72.5
 
 
 def test_reviews_of_the_older_form():
     path: pathlib.Path = paths.shared("samples/llava_bench_text/review_bard_vicuna-13b.jsonl")
     summary = llava_bench.summarise(answers.iterate(path))
-    assert set(summary.groups) == {"all"} and summary.groups["all"].count == 40
-    assert 80 < summary.groups["all"].score < 120
+    assert set(summary) == {"all"} and summary["all"].count == 40
+    assert 80 < summary["all"].score < 120
 
 
-def test_reviews_that_are_open_doubled_or_broken():
+def test_reviews_that_are_doubled_or_broken():
     line = {"question_id": 1, "tuple": [8, 4]}
-    summary = llava_bench.summarise([line, {"question_id": 3, "needs_judge": True}])
-    assert summary.needs_judge == [3]
-    assert summary.groups["all"].score == 50.0 and summary.groups["all"].count == 1
+    summary = llava_bench.summarise([line])
+    assert summary["all"].score == 50.0 and summary["all"].count == 1
     for lines, told in (
         ([line, line], "doubled"),
         ([{"question_id": 1, "tuple": [8]}], "no two scores"),
@@ -73,7 +72,7 @@ def test_reviews_that_are_open_doubled_or_broken():
 
 
 def test_replies_that_all_fail_are_no_score_of_100():
-    group = llava_bench.summarise([{"question_id": 1, "content": "sorry"}]).groups["all"]
+    group = llava_bench.summarise([{"question_id": 1, "content": "sorry"}])["all"]
     assert group.score is None and group.unparsable == 1
     assert llava_bench.over_runs([]) == {}
 
