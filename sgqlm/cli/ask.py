@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from sgqlm import errors
 from sgqlm import model as model_lib
-from sgqlm.cli import extractor_flags, picture
+from sgqlm.cli import common, picture
 from sgqlm.data import images
 from sgqlm.decode import ask, inputs, sample
 from sgqlm.entities import inputs as folders
@@ -44,6 +44,9 @@ def run(argv: list[str]) -> int:
     (found,) = self_questioning.about_each(model, [row], settings, names=[""])
     for question, answer in zip(found["questions"], found["answers"], strict=True):
         print(f"Q: {picture.one_line(question)}\nA: {picture.one_line(answer)}")
+    if (count := len(found["questions"])) < settings.count:
+        told = f"{count} of {settings.count} questions: {self_questioning.FEWER}"
+        print(told, file=sys.stderr)
     return errors.OK
 
 
@@ -133,17 +136,17 @@ def _folder(args: argparse.Namespace, settings: self_questioning.Settings) -> in
     scorer = None if args.clip is None else clip_score.Scorer(args.clip)
     settings = _fitted(model, settings, args)
     out = self_questioning.QuestionFile(args.out, _about(args, settings, model))
-    extractor = picture.make_extractor(model, args)
+    finder = picture.make_finder(model, args)
 
     def load(key: str) -> inputs.Row:
         try:
-            image = images.open_image(sources[key].read(), where=key)
+            data = sources[key].read()
         except OSError as error:
             raise errors.SgqlmError(
                 "the image cannot be read", where=key, why=str(error), code=errors.DATA
             ) from error
-        entities = None if extractor is None else extractor.extract(image)
-        return inputs.Row((), image, entities)
+        image = images.open_image(data, where=key)
+        return inputs.Row((), image, picture.find_entities(finder, image, data, key))
 
     def ask_about(keys: Sequence[str], rows: Sequence[inputs.Row]) -> list[dict]:
         found = self_questioning.about_each(model, rows, settings, names=keys)
@@ -160,13 +163,14 @@ def _folder(args: argparse.Namespace, settings: self_questioning.Settings) -> in
             list(sources), out, load, ask_about, at_once=settings.images_at_once, update=bar.update
         )
     lines = [line for line in self_questioning.read(out.path) if line["image"] in sources]
-    measured = self_questioning.measure(lines)
-    print("\n".join([*self_questioning.told(measured), str(out.path)]))
+    measured = self_questioning.measure(lines, wanted=settings.count)
+    written = [out.path]
     if args.report:
         failures = {name: error.what for name, error in failed.items()}
         settings_told = _about(args, settings, model)
         measures = {"measures": measured, "settings": settings_told, "failed": failures}
-        print(report.write(args.report, {"task": self_questioning.TASK, **measures}))
+        written.append(report.write(args.report, {"task": self_questioning.TASK, **measures}))
+    print("\n".join([*self_questioning.told(measured), *map(str, written)]))
     for name, error in failed.items():
         print(f"left out {name}: {error.what} {error.why}".rstrip(), file=sys.stderr)
     return errors.DATA if failed else errors.OK
@@ -179,6 +183,9 @@ def _sources(args: argparse.Namespace) -> list[folders.Source]:
         raise errors.SgqlmError("--images needs a file to write to", fix="give --out=FILE.jsonl")
     if args.out.is_dir():
         raise errors.SgqlmError("--out is a folder", where=str(args.out), fix="give a file")
+    common.check_writable(args.out)
+    if args.report:
+        common.check_file(args.report, (".json",), "--report")
     if not args.images.is_dir():
         raise errors.SgqlmError(
             "there is no such folder of pictures",
@@ -200,6 +207,6 @@ def _about(args, settings: self_questioning.Settings, model: model_lib.VisionLan
     return {
         **asked,
         "checkpoint": str(checkpoint.resolved(args.checkpoint)),
-        "entities": repr(extractor_flags.read(args)) if wants else "none",
+        "entities": picture.told_entities(args) if wants else "none",
         "clip": "" if args.clip is None else str(args.clip.resolve()),
     }

@@ -132,8 +132,8 @@ class Chat:
             print(pages.write(pathlib.Path(path), pages.page(title, [drawing])), flush=True)
 
     def _image(self, path: str) -> None:
-        extractor = picture.make_extractor(self.model, self.args)
-        self.row = inputs.Row((), *picture.read_picture(pathlib.Path(path), extractor=extractor))
+        finder = picture.make_finder(self.model, self.args)
+        self.row = inputs.Row((), *picture.read_picture(pathlib.Path(path), finder=finder))
 
     def _reset(self) -> None:
         self.row = inputs.Row((), self.row.image, self.row.entities)

@@ -1,16 +1,16 @@
 """`sgqlm ckpt`: look after checkpoints and exports."""
 
-import argparse
 import pathlib
 
 from sgqlm import errors
+from sgqlm.cli import common
 from sgqlm.convert import own, stream
 from sgqlm.train import checkpoint
 
 
 def run(argv: list[str]) -> int:
     """Run `sgqlm ckpt`; return the exit code."""
-    parser = argparse.ArgumentParser(prog="sgqlm ckpt", description=__doc__)
+    parser = common.Parser(prog="sgqlm ckpt", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="{verify}")
     about = "compare every file of a checkpoint or export with its checksum"
     verify = verbs.add_parser("verify", help=about, description=about)

@@ -1,5 +1,6 @@
 """Configuration on the command line: `--config=file.py:arg --config.train.seed=1`."""
 
+import argparse
 import ast
 import contextlib
 import ctypes
@@ -9,8 +10,10 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
+import tempfile
 import threading
 import types
 import typing
@@ -31,8 +34,28 @@ class Terminated(KeyboardInterrupt):
     what, code = "stopped by SIGTERM", errors.PREEMPTED
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are told as all others are."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Refuse a command line.
+
+        Args:
+            message: as argparse words it, such as `argument --limit: invalid int value: 'x'`.
+
+        Raises:
+            SgqlmError: always.
+        """
+        named = re.match(r"argument (\S+): ", message)
+        what = message[named.end() :] if named else message
+        fix = f"`{self.prog.replace('...', 'gqa')} --help` explains it"
+        raise errors.SgqlmError(what, where=named[1] if named else self.prog, fix=fix)
+
+
 @contextlib.contextmanager
-def stoppable(why: str) -> Iterator[None]:
+def stoppable(
+    why: str, fix: str = "run it again: the same command goes on from there"
+) -> Iterator[None]:
     """End the work at SIGTERM with the exit code after which a launcher starts it again.
 
     Python drops an exception that a signal raises in a callback of its garbage collector, such as
@@ -41,6 +64,7 @@ def stoppable(why: str) -> Iterator[None]:
 
     Args:
         why: the work may end there, for the message.
+        fix: what to do then.
 
     Raises:
         SgqlmError: SIGTERM came.
@@ -65,7 +89,6 @@ def stoppable(why: str) -> Iterator[None]:
     try:
         yield
     except Terminated as stopped:
-        fix = "run it again: the same command goes on from there"
         raise errors.SgqlmError(stopped.what, why=why, fix=fix, code=stopped.code) from None
     finally:
         sys.unraisablehook = hook
@@ -199,19 +222,24 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def check_folder(path: pathlib.Path, flag: str = "--out") -> None:
-    """Refuse an output that must be a folder, and is a file or has the name of one.
+    """Refuse an output that must be a folder, and is a file, has the name of one or lies in one.
 
     Raises:
         SgqlmError: it is.
     """
-    if path.is_file() or (path.suffix.lower() in _FILES and not path.is_dir()):
-        what = "the output is a file" if path.is_file() else "the output has the name of a file"
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        fix = "name a folder elsewhere"
+        raise errors.SgqlmError("the output lies in a file", where=f"{flag}={path}",
+                                why=f"{above} is no folder", fix=fix)  # fmt: skip
+    if not path.is_dir() and (path.exists() or path.suffix.lower() in _FILES):
+        what = "the output is a file" if path.exists() else "the output has the name of a file"
         fix = f"name a folder, such as {path.with_suffix('')}"
         raise errors.SgqlmError(what, where=f"{flag}={path}", why="a folder is written", fix=fix)
 
 
 def check_file(path: pathlib.Path, suffixes: Sequence[str], flag: str = "--out") -> None:
-    """Refuse an output that must be a file, and is a folder or has another ending.
+    """Refuse an output that must be a file, and is a folder, ends otherwise or cannot be written.
 
     Args:
         path: the output.
@@ -219,7 +247,7 @@ def check_file(path: pathlib.Path, suffixes: Sequence[str], flag: str = "--out")
         flag: the flag that names it, for messages.
 
     Raises:
-        SgqlmError: it is a folder, or ends otherwise.
+        SgqlmError: see above.
     """
     if path.is_dir() or path.suffix.lower() not in suffixes:
         what = "the output is a folder" if path.is_dir() else "the output has another ending"
@@ -227,6 +255,29 @@ def check_file(path: pathlib.Path, suffixes: Sequence[str], flag: str = "--out")
         why = f"one file is written, {' or '.join(dict.fromkeys(suffixes))}"
         fix = f"name a file, such as {good}"
         raise errors.SgqlmError(what, where=f"{flag}={path}", why=why, fix=fix)
+    check_writable(path, flag)
+
+
+def check_writable(path: pathlib.Path, flag: str = "--out") -> None:
+    """Refuse a file that cannot be written, before any work; nothing is left behind.
+
+    Raises:
+        SgqlmError: it cannot.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise errors.SgqlmError(
+            "the output cannot be written", where=f"{flag}={path}", why=str(error),
+            fix="name a file in a folder that can be written",
+        ) from error  # fmt: skip
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def refuse_rest(rest: Sequence[str], known: Sequence[str] = ()) -> None:

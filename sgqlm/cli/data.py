@@ -39,7 +39,7 @@ def _defaults() -> config.Config:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sgqlm data", description=__doc__)
+    parser = common.Parser(prog="sgqlm data", description=__doc__)
     verbs = parser.add_subparsers(required=True, dest="verb", metavar="{check,build,show,cards}")
     check = verbs.add_parser("check", help="list every fault; exit code 3 if there is one")
     build = verbs.add_parser("build", help="write the image, entity and conversation stores")

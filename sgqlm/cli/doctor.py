@@ -1,6 +1,5 @@
 """`sgqlm doctor`: what this machine has, what is missing, and what to do about it."""
 
-import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from sgqlm import errors
+from sgqlm.cli import common
 
 OK, NOTE, WARN, FAIL = "ok", "note", "warn", "fail"
 SETUP = "run `make setup`"
@@ -33,7 +33,7 @@ class Check:
 
 def run(argv: list[str]) -> int:
     """Print the table of checks; fail with `RESOURCES` when something needed is missing."""
-    parser = argparse.ArgumentParser(prog="sgqlm doctor", description=__doc__)
+    parser = common.Parser(prog="sgqlm doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON list instead")
     arguments = parser.parse_args(argv)
     checks = check_all()

@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sgqlm entities", description=__doc__)
+    parser = common.Parser(prog="sgqlm entities", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="{extract,show}")
     make = verbs.add_parser("extract", help="find the entities in images", description=_extract_doc)
     what = make.add_argument_group("images")

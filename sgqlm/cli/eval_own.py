@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from sgqlm import config, errors
 from sgqlm import model as model_lib
 from sgqlm.cli import eval_model, eval_relations, eval_scenes
-from sgqlm.evals import scene_graphs
+from sgqlm.evals import judging, scene_graphs, scoring
 from sgqlm.evals import tasks as tasks_lib
 
 NAMES = (eval_scenes.TASK, scene_graphs.TASK)
@@ -70,13 +70,25 @@ def names_of(tasks: str) -> tuple[list[str], tuple[str, ...]]:
     known = (*tasks_lib.TASKS, *NAMES)
     for name in files:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise errors.SgqlmError(
-                f"there is no benchmark {name!r}",
-                where="--tasks",
-                fix=(f"did you mean {near[0]}? " if near else "") + "known: " + ",".join(known),
-            )
+            raise _unknown(name, known)
     return files, tuple(name for name in names if name in NAMES)
+
+
+def _unknown(name: str, known: Sequence[str]) -> errors.SgqlmError:
+    if name in (*scoring.TASKS, *judging.TASKS):
+        return errors.SgqlmError(
+            f"{name} can be scored, but not asked",
+            where="--tasks",
+            fix=f"`sgqlm eval score ANSWERS --task {name}` measures answers of any model",
+        )
+    others = {folder: task.name for task in tasks_lib.TASKS.values() for folder in task.folders}
+    words = {**others, "sqa": "scienceqa", **{word: word for word in known}}
+    near = difflib.get_close_matches(name.lower(), words, n=1)
+    return errors.SgqlmError(
+        f"there is no benchmark {name!r}",
+        where="--tasks",
+        fix=(f"did you mean {words[near[0]]}? " if near else "") + "known: " + ",".join(known),
+    )
 
 
 def prepare(

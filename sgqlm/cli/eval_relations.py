@@ -136,7 +136,7 @@ def measure(
 
 def score(argv: list[str]) -> int:
     """Run `sgqlm eval score`; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = common.Parser(
         prog="sgqlm eval score",
         description="Measure answers: those that `sgqlm eval --tasks=relations` wrote, or scene "
         'graphs that another model wrote as text (json lines with "key" and "text").',
@@ -233,7 +233,8 @@ def _report(path: pathlib.Path, data, words, args, items, out: pathlib.Path | No
         )
     else:
         result = relations.score_texts(path, data, words, zero_shot=zero_shot or None)
-    print("\n".join(relations.lines(result)))
+    written = []
     if out is not None:
-        print(report.write(out, {"task": scene_graphs.TASK, **result}), flush=True)
+        written = [report.write(out, {"task": scene_graphs.TASK, **result})]
+    print("\n".join([*relations.lines(result), *map(str, written)]), flush=True)
     return errors.OK

@@ -28,7 +28,7 @@ _SIDES = ("given", "second_given"), ("score", "second_score")
 
 def run(argv: list[str]) -> int:
     """Run `sgqlm eval report`; return the exit code."""
-    parser = argparse.ArgumentParser(prog="sgqlm eval report", description=_ABOUT)
+    parser = common.Parser(prog="sgqlm eval report", description=_ABOUT)
     parser.add_argument("reports", nargs="+", type=pathlib.Path, help="reports, or their folder")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the pages")
     parser.add_argument("--wrong", type=int, default=40, help="wrong answers of a report (40)")
@@ -51,16 +51,24 @@ def run(argv: list[str]) -> int:
         print(f"{len(other)} json files are no reports of answers: {told}", file=sys.stderr)
     for line in left:
         print(f"left out: {line}", file=sys.stderr)
+    for one in reports:
+        if measured.BARE in one.notes:
+            print(f"{one.task}, {one.name}: {measured.BARE}", file=sys.stderr)
     known = [one.details for one in reports]
     drawer = _drawer(args, known)
     found = summary.build(reports, wrong=args.wrong)
     seen = _seen(found, reports, drawer, viewer, args.graphs)
     body = _report_body(found, known, drawer, seen)
     _tell_missed(drawer)
-    print("\n".join(_lines(*summary.cells(found["table"])[:2])))
     document = eval_report.page("Evaluation", body)
-    _write(args.out, "evaluation", found, document, summary.markdown(found))
+    written = _write(args.out, "evaluation", found, document, summary.markdown(found))
+    header, rows, listed = summary.cells(found["table"])
+    print("\n".join([*_lines(header, rows), *listed, *_asked_otherwise(found), *written]))
     return errors.OK
+
+
+def _asked_otherwise(found: Mapping[str, Any]) -> list[str]:
+    return [note for group in found["together"] for note in group["notes"]]
 
 
 def _seen(
@@ -92,7 +100,7 @@ def _seen(
 
 def compare(argv: list[str]) -> int:
     """Run `sgqlm eval compare`; return the exit code."""
-    parser = argparse.ArgumentParser(prog="sgqlm eval compare", description=_COMPARE)
+    parser = common.Parser(prog="sgqlm eval compare", description=_COMPARE)
     parser.add_argument("first", type=pathlib.Path, help="a report, or a folder of them")
     parser.add_argument("second", type=pathlib.Path, help="that of the other model")
     parser.add_argument("--out", type=pathlib.Path, help="folder of the pages")
@@ -107,14 +115,15 @@ def compare(argv: list[str]) -> int:
     drawer = _drawer(args, known)
     done = comparing.adjusted(comparing.compare(*pair) for pair in pairs)
     found = comparison.compared(done, notes)
-    print("\n".join(_lines(*comparison.cells(found))))
-    print("\n".join([*comparison.notes(found), *comparison.caveats(found)]))
+    told = [*_lines(*comparison.cells(found)), *comparison.notes(found)]
+    told += comparison.caveats(found)
     if args.out:
         body = _compared_body(found, known, drawer, args)
         document = eval_report.page("Comparison", body)
         text = comparison.markdown(found, most=args.wrong)
         _tell_missed(drawer)
-        _write(args.out, "comparison", found, document, text)
+        told += _write(args.out, "comparison", found, document, text)
+    print("\n".join(told))
     return errors.OK
 
 
@@ -211,7 +220,7 @@ def _report_body(
     body = [eval_report.links(titles), eval_report.scores(header, rows, notes, ours=ours)]
     for part in found["together"]:
         body.append(pages.heading(f"{part['task']}: {len(part['names'])} models"))
-        body.append(eval_report.key(part["names"]))
+        body.append(eval_report.key(part["names"]) + eval_report.listed(part["notes"]))
         body.append(pages.grid(eval_report.charts(part["families"], part["unit"])))
     for at, (part, items) in enumerate(zip(found["reports"], known, strict=True)):
         charts = eval_report.charts(part["families"], part["unit"])
@@ -292,7 +301,9 @@ def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _write(folder: pathlib.Path, stem: str, found: Mapping, document: str, text: str) -> None:
-    print(report.write(folder / f"{stem}.json", found))
-    print(pages.write(folder / f"{stem}.md", text))
-    print(pages.write(folder / f"{stem}.html", document))
+def _write(folder: pathlib.Path, stem: str, found: Mapping, document: str, text: str) -> list[str]:
+    """Write all pages, before a line is printed: who reads the lines may leave."""
+    written = [report.write(folder / f"{stem}.json", found)]
+    written.append(pages.write(folder / f"{stem}.md", text))
+    written.append(pages.write(folder / f"{stem}.html", document))
+    return list(map(str, written))

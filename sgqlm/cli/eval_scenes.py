@@ -6,7 +6,6 @@ the scene graphs it predicts. With --root and --tasks=gqa,pope,...: the benchmar
 names of all kinds can be mixed. `sgqlm eval score` measures answers that are there already.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import sys
@@ -35,7 +34,7 @@ ANSWERS, REPORT = "answers.jsonl", "report.json"
 
 def run(argv: list[str]) -> int:
     """Run `sgqlm eval` without --tasks, on scenes or on --data; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = common.Parser(
         prog="sgqlm eval",
         description=__doc__,
         epilog="Settings such as --config.eval.num_scenes=100 change those of the checkpoint. See "
@@ -51,17 +50,20 @@ def run(argv: list[str]) -> int:
     source = eval_model.find(args, rest, [*flags, "--tasks"])
     if args.out and args.out.is_dir():
         common.check_file(args.out, (".json",))
+    if args.out:
+        common.check_writable(args.out)
     devices.force(args.mesh)
     model, settings = eval_model.load(source)
     if args.data:
         result = evaluate_data(model, settings, args.data, args.split)
-        print("\n".join(memorised.lines(result)))
+        lines = memorised.lines(result)
     else:
         responder = kept.Kept(model, name=TASK)
         result = _measured(responder, _cases(model, settings), settings)
-        print("\n".join(_lines(result, settings)))
+        lines = _lines(result, settings)
     if args.out:
-        print(report.write(args.out, result))
+        lines.append(str(report.write(args.out, result)))
+    print("\n".join(lines))
     return errors.OK
 
 
@@ -90,10 +92,10 @@ def measure(
     with answers.AnswerFile(folder / ANSWERS, about) as out:
         responder = kept.Kept(model, out, TASK)
         result = _measured(responder, cases, settings)
-    print("\n".join([TASK, *_lines(result, settings)]))
     told = report.score(result, cases, responder.texts("test"), settings).report()
     whole = {"task": TASK, "settings": about, **result, "score": told}
-    print(report.write(folder / REPORT, whole), flush=True)
+    path = report.write(folder / REPORT, whole)
+    print("\n".join([TASK, *_lines(result, settings), str(path)]), flush=True)
 
 
 def evaluate(model: model_lib.VisionLanguageModel, settings: config.Config) -> dict:

@@ -12,8 +12,9 @@ import sys
 
 from sgqlm import errors
 from sgqlm.cli import common, eval_relations, judge_flags
+from sgqlm.data import files as data_files
 from sgqlm.data import records
-from sgqlm.evals import hallucinated, judging, report, reviewed, scored, scoring
+from sgqlm.evals import hallucinated, judging, report, reviewed, scored, scoring, tables
 
 
 def run(argv: list[str]) -> int:
@@ -27,24 +28,11 @@ def run(argv: list[str]) -> int:
         common.check_file(args.out, (".json",))
     _take_synonyms(args)
     _check_there([*args.answers, *args.annotations])
+    args.annotations = scoring.opened(args.task, args.annotations)
     with common.stoppable("the grades so far are kept"):
         done = _score(args)
-    print("\n".join(done.lines()))
-    if args.out:
-        files = {
-            "answers": [str(path) for path in args.answers],
-            "annotations": [str(path) for path in args.annotations],
-        }
-        digests = {
-            str(path): records.file_digest(path)
-            for path in [*args.answers, *args.annotations]
-            if path.is_file()
-        }
-        print(report.write(args.out, {**done.report(), **files, "sha256": digests}))
-        for end, text in reviewed.sheets(done, args.answers[0].stem).items():
-            path = args.out.with_name(f"{args.out.stem}-{end}")
-            path.write_text(text, encoding="utf-8")
-            print(path)
+    written = _write(done, args) if args.out else []  # first: who reads the lines may leave
+    print("\n".join([*done.lines(), *map(str, written), *_next(done, args)]))
     if done.faults.is_mismatch and not args.allow_mismatch:
         print(
             "answers and annotations are not to the same questions: the figures above are no "
@@ -54,6 +42,50 @@ def run(argv: list[str]) -> int:
         return errors.DATA
     is_open = done.more.get("judging", {}).get("needs_judge", 0) > 0
     return errors.DATA if done.score is None and "judge" in done.more and not is_open else errors.OK
+
+
+def _write(done: scored.Scored, args: argparse.Namespace) -> list[pathlib.Path]:
+    files = {
+        "answers": [str(path) for path in args.answers],
+        "annotations": [str(path) for path in args.annotations],
+    }
+    digests = {
+        str(path): records.file_digest(path)
+        for path in [*args.answers, *args.annotations]
+        if path.is_file()
+    }
+    name = _model_id(args.answers)
+    about = {"settings": {"model_id": name}} if name else {}
+    told = {**done.report(), **files, **about, "sha256": digests}
+    written = [report.write(args.out, told)]
+    for end, text in reviewed.sheets(done, args.answers[0].stem).items():
+        path = args.out.with_name(f"{args.out.stem}-{end}")
+        written.append(data_files.write(path, text))
+    return written
+
+
+def _next(done: scored.Scored, args: argparse.Namespace) -> list[str]:
+    """Return how the report of `sgqlm eval --tasks` beside the answers gets what a judge gave."""
+    path = args.answers[0].with_name("report.json")
+    if args.answers[0].name != "answers.jsonl" or not path.is_file() or done.score is None:
+        return []
+    if "judging" not in done.more or (args.out and args.out.resolve() == path.resolve()):
+        return []
+    if args.reviews:
+        return [f"next: --out={path} puts these figures into the report of the folder"]
+    return [
+        f"next: for these figures in {path}, give the command of `sgqlm eval --tasks` again with "
+        "the same --judge; it answers nothing and asks the judge nothing again"
+    ]
+
+
+def _model_id(paths: list[pathlib.Path]) -> str:
+    """Return the `model_id` that all answers share; empty where there is none."""
+    try:
+        found = {answer.record.get("model_id") for path in paths for answer in tables.answers(path)}
+    except errors.SgqlmError:  # what a judge has graded, or a folder
+        return ""
+    return str(found.pop() or "") if len(found) == 1 else ""
 
 
 def _take_synonyms(args: argparse.Namespace) -> None:
@@ -70,7 +102,7 @@ def _take_synonyms(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = common.Parser(
         prog="sgqlm eval score",
         description=__doc__,
         epilog="See also `sgqlm eval score --task relations --help`.",

@@ -42,6 +42,7 @@ def run(argv: list[str]) -> int:
     devices.force(args.mesh)
     distributed.initialize(heartbeat=3 * int(sharing.WATCH_SECONDS))  # the team sees it first
     folders = [*(out / place.task.name for place in places), *own.folders]
+    # once more: jax.distributed has put a handler of its own in the place of that of `eval`
     with common.stoppable("the answers so far are kept"), sharing.join(folders) as team:
         if not places and not team.is_main:  # only the main process measures the own tasks
             return errors.OK
@@ -132,12 +133,12 @@ class _Run:
     def finish(self, judge: judging.Settings) -> int:
         found = benchmark.collect(self.job, self.folder)
         done = finishing.finish(self.job, found, self.folder, judge)
+        path = finishing.write_report(done, self.about, self.folder / benchmark.REPORT)
         print("\n".join(done.lines()))
         print(self.folder / benchmark.ANSWERS)
         if done.submission:
             print(done.submission)
-        path = self.folder / benchmark.REPORT
-        print(finishing.write_report(done, self.about, path), flush=True)
+        print(path, flush=True)
         return done.code
 
 
@@ -148,7 +149,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sgqlm eval --tasks=...", description=__doc__)
+    parser = common.Parser(prog="sgqlm eval --tasks=...", description=__doc__)
     parser.add_argument(
         "--tasks", "--task", required=True,
         help="with commas: " + ",".join((*tasks_lib.TASKS, *eval_own.NAMES)),
@@ -173,8 +174,9 @@ def _parser() -> argparse.ArgumentParser:
         help="questions at once, over all devices of a process; default config.eval.batch_size",
     )  # fmt: skip
     parser.add_argument(
-        "--max-new-tokens", type=int, default=0, help="default: those of LLaVA, 128 or 1024"
-    )
+        "--max-new-tokens", type=int, default=0,
+        help="of an answer, in all the tasks (default: those of LLaVA, 128 or 1024)",
+    )  # fmt: skip
     parser.add_argument(
         "--template", choices=_TEMPLATES, default=_TEMPLATES[0],
         help="of the conversation; trained: that of the checkpoint (default vicuna_v1, as in the "
@@ -203,6 +205,8 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace) -> None:
     if args.out:
         common.check_folder(args.out)
+    if args.unpack:
+        common.check_folder(args.unpack, "--unpack")
     for name in ("limit", "batch_size", "max_new_tokens", "self_questions"):
         if getattr(args, name) < 0:
             flag = "--" + name.replace("_", "-")

@@ -4,6 +4,7 @@ import argparse
 import pathlib
 
 from sgqlm import errors
+from sgqlm.cli import common
 from sgqlm.convert import exporting
 from sgqlm.train import bundle
 
@@ -37,7 +38,7 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sgqlm export", description=__doc__)
+    parser = common.Parser(prog="sgqlm export", description=__doc__)
     text = "llava: a standard LLaVA, adapters merged; peft: the adapters; sgqlm: the whole model"
     parser.add_argument("format", choices=exporting.FORMATS, help=text)
     parser.add_argument("checkpoint", type=pathlib.Path, help="checkpoint, or folder of a run")

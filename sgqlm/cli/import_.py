@@ -9,6 +9,7 @@ from collections.abc import Callable
 from flax import traverse_util
 
 from sgqlm import config, errors
+from sgqlm.cli import common
 from sgqlm.convert import exporting, hf, importing, own, parity, peft, source, sq_llava, tensors
 from sgqlm.convert import leaves as leaves_lib
 from sgqlm.train import bundle, checkpoint, progress, state
@@ -61,7 +62,7 @@ def _watched(leaves, shown: progress.Progress) -> dict[str, leaves_lib.Leaf]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sgqlm import", description=__doc__)
+    parser = common.Parser(prog="sgqlm import", description=__doc__)
     kinds = parser.add_subparsers(required=True, dest="kind", metavar="KIND")
 
     def kind(name: str, about: str, open_it: Callable) -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import sgqlm
 from sgqlm import errors
+from sgqlm.cli import common
 
 # verb -> one line of help; the verb lives in sgqlm/cli/<verb>.py as run(argv) -> exit code
 VERBS = {
@@ -106,7 +107,9 @@ def _dispatch(words: list[str]) -> int:
         fix = f"did you mean `sgqlm {near[0]}`?" if near else "known verbs: " + ", ".join(VERBS)
         raise errors.SgqlmError(f"unknown verb {verb!r}", where="sgqlm " + " ".join(words), fix=fix)
     module = verb + "_" * keyword.iskeyword(verb)
-    return importlib.import_module(f"sgqlm.cli.{module}").run(rest)
+    with common.stoppable("nothing has begun", "run it again"):  # to import jax takes seconds
+        run = importlib.import_module(f"sgqlm.cli.{module}").run
+    return run(rest)
 
 
 def usage() -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import hashlib
 import pathlib
 import sys
 
@@ -9,15 +10,15 @@ from PIL import Image
 
 from sgqlm import errors
 from sgqlm import model as model_lib
-from sgqlm.cli import extractor_flags
-from sgqlm.data import graphs, images
+from sgqlm.cli import common, extractor_flags
+from sgqlm.data import graphs, images, records
 from sgqlm.entities import interfaces, settings
 from sgqlm.evals import scenes
 
 
 def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the shared arguments."""
-    made = argparse.ArgumentParser(prog=f"sgqlm {verb}", description=description)
+    made = common.Parser(prog=f"sgqlm {verb}", description=description)
     made.add_argument(
         "--checkpoint", required=True, help="checkpoint, work directory or Hugging Face folder"
     )
@@ -27,9 +28,10 @@ def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
     what.add_argument("--scene", type=int, help="number of a drawn test scene instead of a picture")
     made.add_argument(
         "--entities",
-        choices=("extract", "none"),
         default="extract",
-        help="none: the model sees the picture without them; a drawn scene has its own",
+        metavar="extract|none|STORE",
+        help="none: the model sees the picture without them; STORE: a folder of `sgqlm entities "
+        "extract` that has the picture; a drawn scene has its own (default extract)",
     )
     made.add_argument("--max-new-tokens", type=int, default=128, help="of one answer or question")
     made.add_argument("--seed", type=int, default=0, help="of random draws")
@@ -42,11 +44,71 @@ def wants_entities(model: model_lib.VisionLanguageModel, args: argparse.Namespac
     return model.config.model.graph.enabled and args.entities != "none"
 
 
-def make_extractor(
-    model: model_lib.VisionLanguageModel, args: argparse.Namespace
-) -> interfaces.EntityExtractor | None:
-    """Return the extractor that the flags name, None where no entities are wanted."""
-    return _loaded(extractor_flags.read(args)) if wants_entities(model, args) else None
+class Stored:
+    """Entities that were found before, by the content of the picture.
+
+    Args:
+        folder: the store.
+    """
+
+    def __init__(self, folder: str):
+        """Open the store."""
+        self.store = records.EntityStore(pathlib.Path(folder))
+        self._rows = {self.store.image_digest(row): row for row in range(len(self.store))}
+
+    def get(self, data: bytes, where: str) -> graphs.Entities:
+        """Return the entities of an image file with this content.
+
+        Raises:
+            SgqlmError: there are none.
+        """
+        row = self._rows.get(hashlib.sha256(data).hexdigest())
+        if row is None or self.store.status(row).startswith("error"):
+            raise errors.SgqlmError(
+                "the entity store lacks the picture" if row is None else self.store.status(row),
+                where=f"{self.store.folder}: {where}",
+                fix="extract its entities, or leave --entities out: they are then found",
+                code=errors.DATA,
+            )
+        return self.store[row]
+
+
+Finder = interfaces.EntityExtractor | Stored | None
+
+
+def make_finder(model: model_lib.VisionLanguageModel, args: argparse.Namespace) -> Finder:
+    """Return what gives the entities that the flags name, None where none are wanted."""
+    if not wants_entities(model, args):
+        return None
+    if args.entities != "extract":
+        return Stored(args.entities)
+    return _loaded(extractor_flags.read(args))
+
+
+def find_entities(
+    finder: Finder, image: Image.Image, data: bytes, where: str
+) -> graphs.Entities | None:
+    """Return the entities of a picture.
+
+    Args:
+        finder: of `make_finder`.
+        image: the upright picture.
+        data: its file.
+        where: its name, for messages.
+
+    Raises:
+        SgqlmError: a store does not have it.
+    """
+    if isinstance(finder, Stored):
+        return finder.get(data, where)
+    return None if finder is None else finder.extract(image)
+
+
+def told_entities(args: argparse.Namespace) -> str:
+    """Return what says where entities come from: two runs must have it in common."""
+    if args.entities == "extract":
+        return repr(extractor_flags.read(args))
+    return Stored(args.entities).store.manifest_digest
 
 
 @functools.lru_cache(maxsize=1)
@@ -73,17 +135,17 @@ def open_picture(
         return case.image, case.entities if wants_entities(model, args) else None
     if args.image is None:
         return None, None
-    return read_picture(args.image, extractor=make_extractor(model, args))
+    return read_picture(args.image, finder=make_finder(model, args))
 
 
 def read_picture(
-    path: pathlib.Path, *, extractor: interfaces.EntityExtractor | None
+    path: pathlib.Path, *, finder: Finder
 ) -> tuple[Image.Image, graphs.Entities | None]:
     """Open a picture and find its entities.
 
     Args:
         path: the file.
-        extractor: finds the entities; None leaves them out.
+        finder: gives the entities; None leaves them out.
 
     Returns:
         The upright image and its entities.
@@ -93,10 +155,10 @@ def read_picture(
             "there is no such picture", where=str(path), fix="give an image file", code=errors.DATA
         )
     image = images.open_image(path)
-    if extractor is None:
-        return image, None
-    found = extractor.extract(image)
-    print(f"{path}: {len(found)} entities ({extractor.name})", file=sys.stderr)
+    found = find_entities(finder, image, path.read_bytes(), str(path))
+    if found is not None and finder is not None:
+        name = finder.store.folder if isinstance(finder, Stored) else finder.name
+        print(f"{path}: {len(found)} entities ({name})", file=sys.stderr)
     return image, found
 
 

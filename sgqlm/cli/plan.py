@@ -1,6 +1,5 @@
 """`sgqlm plan`: what a run needs, before any weight or accelerator is there."""
 
-import argparse
 import dataclasses
 import importlib.util
 import json
@@ -95,7 +94,7 @@ def read(argv: Sequence[str]) -> Request:
         SgqlmError: something in it is unknown or does not go together.
     """
     settings, rest = common.load_config(argv)
-    parser = argparse.ArgumentParser(prog="sgqlm plan", add_help=False, allow_abbrev=False)
+    parser = common.Parser(prog="sgqlm plan", add_help=False, allow_abbrev=False)
     for flag in _FLAGS:
         if flag == "--no-compile":
             parser.add_argument(flag, action="store_true")
@@ -213,7 +212,8 @@ def _library() -> str:
             "compiling for a TPU needs the package libtpu",
             where="--topology",
             why="it holds the TPU compiler; no TPU is needed",
-            fix=f"{sys.executable} -m pip install 'sgqlm[tpu-compile]', or --no-compile",
+            fix=f"{sys.executable} -m pip install -e '.[tpu-compile]' in the clone, or "
+            "--no-compile",
             code=errors.RESOURCES,
         )
     return str(pathlib.Path(spec.origin).parent / "libtpu.so")

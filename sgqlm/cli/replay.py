@@ -1,6 +1,5 @@
 """`sgqlm replay`: take the steps again that ended a run with exit code 5."""
 
-import argparse
 import pathlib
 from collections.abc import Sequence
 
@@ -20,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
         0 if the steps come out as they did in the run, 1 if not.
     """
     about = "Takes the steps again that ended a run with exit code 5 and tells what is not finite."
-    parser = argparse.ArgumentParser(prog="sgqlm replay", description=about)
+    parser = common.Parser(prog="sgqlm replay", description=about)
     text = "work directory, whose newest crash bundle is taken, or a bundle below its folder crash"
     parser.add_argument("folder", type=pathlib.Path, help=text)
     folder = parser.parse_args(argv).folder

@@ -4,11 +4,11 @@ The mean CLIPScore (2.5 times the cosine of CLIP's vectors, not below 0) of the 
 answers of an instruction file in LLaVA's json, with any CLIP folder in the Hugging Face layout.
 """
 
-import argparse
 import pathlib
 import sys
 
 from sgqlm import errors
+from sgqlm.cli import common
 from sgqlm.data import llava_json
 from sgqlm.evals import clip_score, report
 from sgqlm.train import progress
@@ -16,7 +16,7 @@ from sgqlm.train import progress
 
 def run(argv: list[str]) -> int:
     """Run `sgqlm study`; return the exit code."""
-    parser = argparse.ArgumentParser(prog="sgqlm study", description=__doc__)
+    parser = common.Parser(prog="sgqlm study", description=__doc__)
     parser.add_argument("what", choices=["clipscore"])
     parser.add_argument("--data", type=pathlib.Path, required=True, help="LLaVA json or jsonl")
     parser.add_argument("--images", type=pathlib.Path, help="image folder; beside --data if left")
@@ -37,6 +37,8 @@ def run(argv: list[str]) -> int:
             raise errors.SgqlmError(
                 "there is no such folder", where=str(path), fix="correct the path"
             )
+    if args.out:
+        common.check_file(args.out, (".json",))
     data, beside = llava_json.find(args.data)
     scorer = clip_score.Scorer(args.clip, prefix=args.prefix)
     print(f"reading {data}", file=sys.stderr)
@@ -45,11 +47,12 @@ def run(argv: list[str]) -> int:
     print(f"{told}; scored {len(records)}", file=sys.stderr)
     with progress.Progress("records", len(records)) as bar:
         found = clip_score.study(records, scorer, update=bar.update)
-    print("\n".join(clip_score.lines(found)))
-    for name, why in found["broken"].items():
-        print(f"left out {name}: {why}", file=sys.stderr)
+    written = []
     if args.out:
         settings = {"data": str(data), "clip": str(args.clip), "n": args.n, "seed": args.seed}
         head = {"study": args.what, "settings": {**settings, "prefix": args.prefix}}
-        print(report.write(args.out, {**head, "data": counts, **found}))
+        written = [report.write(args.out, {**head, "data": counts, **found})]
+    print("\n".join([*clip_score.lines(found), *map(str, written)]))
+    for name, why in found["broken"].items():
+        print(f"left out {name}: {why}", file=sys.stderr)
     return errors.OK

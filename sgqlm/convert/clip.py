@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +14,32 @@ from sgqlm import types
 from sgqlm.convert import hf_config, leaves, names, tensors
 from sgqlm.models import clip_text, clip_vit, layers
 
+_END = 49407  # CLIP's <|endoftext|>, where a configuration does not name it
+
 
 class Clip(NamedTuple):
-    """A CLIP: the configurations of its towers, and the parameters of `models.clip_text`."""
+    """A CLIP: the configurations of its towers, and the parameters of `models.clip_text`.
+
+    Attributes:
+        vision: of the image tower.
+        text: of the text tower.
+        params: of both.
+        end: `eos_token_id` of its configuration, see `end_of`.
+    """
 
     vision: config_lib.VisionConfig
     text: config_lib.ClipTextConfig
     params: types.Params
+    end: int
+
+    def end_of(self, tokens: Sequence[int]) -> int:
+        """Return the position whose feature is that of a text, as transformers finds it.
+
+        It is that of the first `end`, or 0 without one; in old configurations, whose `end` is 2 by
+        mistake, that of the highest number.
+        """
+        ids = np.asarray(tokens)
+        return int(ids.argmax() if self.end == 2 else (ids == self.end).argmax())
 
 
 def load(folder: str | pathlib.Path) -> Clip:
@@ -44,12 +64,13 @@ def load(folder: str | pathlib.Path) -> Clip:
             folder,
             "give a whole CLIP, such as openai/clip-vit-large-patch14",
         )
-    text = _text_config(tree.get("text_config") or {}, folder)
+    about = tree.get("text_config") or {}
+    text = _text_config(about, folder)
     with tensors.open_folder(folder) as given:
         flat = _read(given, vision, text, folder)
     params = traverse_util.unflatten_dict(flat, sep="/")
     _check(params, vision, text, folder)
-    return Clip(vision, text, params)
+    return Clip(vision, text, params, about.get("eos_token_id", _END))
 
 
 def _text_config(tree: dict[str, Any], folder: pathlib.Path) -> config_lib.ClipTextConfig:

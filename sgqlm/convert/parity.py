@@ -70,7 +70,7 @@ def check(
         if importlib.util.find_spec(package) is None:
             raise errors.SgqlmError(
                 f"{package} is not installed, so there is nothing to compare with",
-                fix='pip install "sgqlm[hf]"',
+                fix="pip install -e '.[hf]' in the clone",
                 code=errors.RESOURCES,
             )
     found = compare(model, make_job(kind, model, folders), seed=seed)

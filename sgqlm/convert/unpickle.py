@@ -61,7 +61,7 @@ def to_safetensors(file: pathlib.Path, out: pathlib.Path, *, timeout: float | No
         raise header.fault(
             f"{file.name} is a pickle of torch, and torch is not installed",
             file,
-            fix='pip install "sgqlm[hf]", or give the weights as safetensors',
+            fix="pip install -e '.[hf]' in the clone, or give the weights as safetensors",
         )
     if done.returncode == NO_ROOM:
         raise _no_room(file, size)

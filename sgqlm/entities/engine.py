@@ -138,7 +138,7 @@ class Ray:
                 "Ray is not installed",
                 where="--engine=ray",
                 why=str(error),
-                fix='pip install "sgqlm[entities]", or use --engine=local',
+                fix="pip install -e '.[entities]' in the clone, or use --engine=local",
                 code=errors.RESOURCES,
             ) from error
         if not ray.is_initialized():

@@ -16,6 +16,11 @@ SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo"),
     *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 )
+# of files without a suffix, such as SEED-Bench's
+_STARTS = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*"),
+    *(b"P5", b"P6"),
+)
 
 
 @runtime_checkable
@@ -92,7 +97,8 @@ class Row:
 def from_folder(folder: pathlib.Path) -> list[Source]:
     """Return the images below a folder in the order of their keys, their relative paths.
 
-    A file is known by its suffix. Bytes of a name that are no UTF-8 are written out in the key.
+    A file is known by its suffix, one without by its first bytes. Bytes of a name that are no UTF-8
+    are written out in the key.
 
     Raises:
         SgqlmError: a folder cannot be read.
@@ -100,8 +106,8 @@ def from_folder(folder: pathlib.Path) -> list[Source]:
     found = []
     for place, _, names in os.walk(folder, onerror=_refuse):
         for name in names:
-            if os.path.splitext(name)[1].lower() in SUFFIXES:
-                path = os.path.join(place, name)
+            path, suffix = os.path.join(place, name), os.path.splitext(name)[1].lower()
+            if suffix in SUFFIXES or (not suffix and _is_picture(path)):
                 relative = pathlib.Path(path).relative_to(folder).as_posix()
                 found.append(File(_key(relative), os.path.abspath(path)))
     return sorted(found, key=lambda source: source.key)
@@ -166,6 +172,15 @@ def _refuse(error: OSError) -> None:
         "a folder cannot be read", where=str(error.filename), why=str(error.strerror),
         fix="mend its permissions, or give another folder",
     ) from error  # fmt: skip
+
+
+def _is_picture(path: str) -> bool:
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            return is_file and file.read(8).startswith(_STARTS)
+    except OSError:
+        return False
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -191,7 +191,8 @@ def _check_torch(name: str) -> None:
     except ImportError as error:
         raise errors.SgqlmError(
             f"{name} needs torch and transformers", why=str(error),
-            fix='pip install "sgqlm[entities]", or take regions or boxes, which need neither',
+            fix="pip install -e '.[entities]' in the clone, or take regions or "
+            "boxes, which need neither",
         ) from error  # fmt: skip
     del torch, transformers
 

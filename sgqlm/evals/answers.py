@@ -1,5 +1,6 @@
 """Answer files: one json line an item, written one by one, so that a killed run goes on."""
 
+import codecs
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ from typing import Any
 
 from sgqlm import errors
 from sgqlm.data import files
+from sgqlm.evals import tables
 
 
 class AnswerFile:
@@ -36,7 +38,8 @@ class AnswerFile:
             found, lines = read(self.path)
             compare(found, wanted, self.path)
             self.done = {line["key"] for line in lines}
-        self._file = self.path.open("a", encoding="utf-8")
+        # half a surrogate pair, as a json file may hold, becomes its escape in json
+        self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
         if not whole:
             self._write(wanted)
 
@@ -109,7 +112,7 @@ def _numbered(path: str | os.PathLike, *, is_ours: bool) -> Iterator[tuple[int, 
         raise errors.SgqlmError(
             "there is no such file of answers", where=str(path), fix="correct the path"
         )
-    lines = path.read_bytes().split(b"\n")
+    lines = tables.read_bytes(path).removeprefix(codecs.BOM_UTF8).split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -5,9 +5,12 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from PIL import Image
 
 from sgqlm import errors
 from sgqlm import model as model_lib
@@ -19,6 +22,8 @@ from sgqlm.evals import tasks as tasks_lib
 PROGRESS, ANSWERS, ASKED, REPORT = (
     "progress.jsonl", "answers.jsonl", "questions.jsonl", "report.json",
 )  # fmt: skip
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_TOGETHER = 64  # questions about one image that one process asks
 _CHECKED = 64  # images that are compared with the entity store before anything is asked
 
 
@@ -87,8 +92,7 @@ class Entities:
 
     def __init__(self, folder: pathlib.Path, job: Job):
         """Find the row of every image."""
-        own = folder / job.place.task.name
-        self.store = records.EntityStore(own if (own / records.MANIFEST).is_file() else folder)
+        self.store = _store(folder, job.place.task.name)
         known = {key: row for row, key in enumerate(self.store.keys())}
         self._rows: dict[str, int] = {}
         missing = []
@@ -140,6 +144,20 @@ class Entities:
                 fix="extract the entities of these images again",
                 code=errors.DATA,
             )
+
+
+def _store(folder: pathlib.Path, task: str) -> records.EntityStore:
+    """Open the store of a benchmark, in the folder of several or alone."""
+    own, others = folder / task, sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+    if others and not any((path / records.MANIFEST).is_file() for path in (own, folder)):
+        raise errors.SgqlmError(
+            f"the folder of entity stores has none of {task}",
+            where=str(own),
+            why=f"there are {', '.join(others)}",
+            fix=f"`sgqlm entities extract` writes it: give it --out={own}",
+            code=errors.DATA,
+        )
+    return records.EntityStore(own if (own / records.MANIFEST).is_file() else folder)
 
 
 def _keys(place: tasks_lib.Place, question: questions.Question) -> list[str]:
@@ -224,8 +242,25 @@ def check_room(model: model_lib.VisionLanguageModel, job: Job, settings: Setting
             f"the model has {config.llm.max_positions} positions, too few for "
             f"{config.num_image_tokens} image tokens and {room} new ones",
             where=job.place.task.name,
-            fix="give a smaller --max-new-tokens",
+            fix=_fitting(model, job),
         )
+
+
+def _fitting(model: model_lib.VisionLanguageModel, job: Job) -> str:
+    """Return what to do about too many new tokens: the most beside the longest question."""
+    settings = model.config.model
+    question = max((job.questions[at] for at in job.chosen), key=lambda one: len(one.text))
+    row = inputs.Row([_turn(question)], Image.new("RGB", (8, 8)))
+    used = inputs.prepare(row, model.config, model.tokenizer).length
+    if settings.graph.enabled:
+        used += settings.graph.num_nodes * (1 + (settings.graph.placement == "after_question"))
+    most = settings.llm.max_positions - used
+    if most < 1:
+        return "take a model with more positions: its longest question leaves no room to answer"
+    return (
+        f"give --max-new-tokens={most} or less, which leaves room for the longest question; it "
+        "holds for all tasks of --tasks"
+    )
 
 
 def plan(
@@ -262,7 +297,8 @@ def by_image(job: Job, todo: Sequence[int]) -> list[list[int]]:
     """Return positions of questions by their image, those with long text first.
 
     What the questions of a batch share is run once (see `decode.prefixes`), and a batch is as long
-    as its longest question.
+    as its longest question. More than 64 about one image are several lists, so that processes can
+    share them.
 
     Args:
         job: of the questions.
@@ -271,7 +307,11 @@ def by_image(job: Job, todo: Sequence[int]) -> list[list[int]]:
     about: dict[str | int, list[int]] = {}
     for at in sorted(todo, key=lambda at: -len(job.questions[at].text)):
         about.setdefault(job.questions[at].image or at, []).append(at)
-    return list(about.values())
+    return [
+        image[start : start + _TOGETHER]
+        for image in about.values()
+        for start in range(0, len(image), _TOGETHER)
+    ]
 
 
 def run(
@@ -393,9 +433,14 @@ def _row(job: Job, question: questions.Question, seen: dict[str, Any]) -> inputs
             image = images.open_image(source, where=question.image)
             found = job.entities.get(question) if job.entities else None
             seen[question.image] = image, found
-        return inputs.Row([inputs.human(question.text)], image, found)
+        return inputs.Row([_turn(question)], image, found)
     except errors.SgqlmError as error:
         return error.line
+
+
+def _turn(question: questions.Question) -> dict[str, str]:
+    """Return the question as a turn; half of a surrogate pair has no place in a conversation."""
+    return inputs.human(_HALF_PAIR.sub("\N{REPLACEMENT CHARACTER}", question.text))
 
 
 def _respond(model, rows: Sequence[inputs.Row | str], room: int, size: int) -> list[Said]:

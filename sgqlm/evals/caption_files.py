@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
-from sgqlm.evals import joining, tables
+from sgqlm.evals import annotated, joining, tables
 from sgqlm.evals.metrics import captions
 
 COCO, FLICKR, NOCAPS, CONCEPTUAL = TASKS = ("coco_caption", "flickr30k", "nocaps", "conceptual")
@@ -111,7 +111,8 @@ def read(task: str, files: Sequence[str | os.PathLike]) -> Captions:
             if isinstance(found, dict):
                 asked |= found
             else:
-                (pools if is_pool else whole).extend(found)
+                unique = annotated.by_id([path], lambda _: [(str(i.id), i) for i in found], [])  # noqa: B023
+                (pools if is_pool else whole).extend(unique.values())
         except (LookupError, ValueError, TypeError, AttributeError) as error:
             why = f"a record is of another kind: {type(error).__name__} {error}"
             raise tables.damaged(path, why) from error

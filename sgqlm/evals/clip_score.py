@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,10 @@ class Scorer:
     def __init__(self, folder: str | pathlib.Path, *, prefix: str = ""):
         self._tokenizer = clip_bpe.load(folder)
         self._clip = clip.load(folder)
+        if self._clip.end not in (2, self._tokenizer.encode("")[0][-1]):
+            told = f"{folder}: eos_token_id {self._clip.end} is not how its tokenizer ends a text; "
+            told += "as in transformers, all texts count as their first token, so all are alike"
+            print(told, file=sys.stderr)
         self._params = jax.tree.map(jax.numpy.asarray, self._clip.params)
         self._prefix = prefix
         self.num_texts = self.num_cut = 0
@@ -76,7 +81,7 @@ class Scorer:
             last = np.zeros(_ROWS, np.int32)
             for row, (tokens, _) in enumerate(chunk):
                 ids[row, : len(tokens)] = tokens
-                last[row] = len(tokens) - 1
+                last[row] = self._clip.end_of(tokens)
             vectors = _texts(self._params, ids, last, config=self._clip.text)
             found.append(np.asarray(vectors)[: len(chunk)])
         return np.concatenate(found)

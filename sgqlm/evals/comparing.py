@@ -1,6 +1,7 @@
 """How sure the figures of reports are, and what two reports on the same questions tell apart."""
 
 import dataclasses
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ def interval(report: measured.Report) -> tuple[statistics.Interval | None, str]:
         return None, "the report has no score of single questions"
     setup = _columns(report)
     if setup is None or not _gives(setup, report.score):
-        return None, f"single scores alone do not give {report.metric}"
+        more = "" if report.details else "; the report has no `details`: score the answers again"
+        return None, f"single scores alone do not give {report.metric}{more}"
     table, combine, groups = setup
     found = statistics.bootstrap(table, combine=combine, groups=groups)
     doubt = found.doubt(_units(report, groups is not None))
@@ -57,15 +59,21 @@ def figure_interval(report: measured.Report, name: str) -> statistics.Interval |
     if value is None or not keys:
         return None
     scores = {key: report.items[key] for key in keys}
-    combine, images = None, images_of(report)
+    combine, images = statistics.only, images_of(report)
     table = np.array(list(scores.values()))[:, None]
     groups = [images[key] for key in keys] if images else None
     if report.task == "mme":
         (table, combine), groups = mme_columns(scores), None
     elif report.task == "pope" and name.endswith(" f1"):
         table, combine = pope_columns(keys, table[:, 0], report.details)
+    elif report.is_ratio:
+        if not report.is_graded:
+            return None
+        table, combine = ratio_columns(keys, report.details)
+    if not _gives((table, combine), value):
+        return None
     found = statistics.bootstrap(table, combine=combine, groups=groups, resamples=FINE)
-    if found.doubt() or abs(found.value - value) > _SAME * max(1.0, abs(value)):
+    if found.doubt():
         return None
     return dataclasses.replace(found, count=len(keys))
 
@@ -93,6 +101,8 @@ def _columns(report: measured.Report):
         if not all(key in items and items[key].wanted in ("yes", "no") for key in keys):
             return None
         return (*pope_columns(keys, scores, items), groups)
+    if report.is_ratio:
+        return (*ratio_columns(keys, items), groups) if report.is_graded else None
     if report.metric in report.figures and any(report.metric in i.kinds for i in items.values()):
         part = [key in items and report.metric in items[key].kinds for key in keys]
         table = np.stack([scores * part, np.array(part, float)], axis=1)
@@ -133,6 +143,32 @@ def pope_columns(
             return np.nan_to_num(hits / (hits + wrong)).mean(1)
 
     return table, mean_f1
+
+
+def ratio_columns(
+    keys: Sequence[str], items: Mapping[str, measured.Item]
+) -> tuple[np.ndarray, statistics.Combine]:
+    """Return columns (reference, model) of each run of a judge, and the mean of their ratios.
+
+    A question that a run lacks is 0 in both columns, and so in neither sum.
+
+    Args:
+        keys: ids.
+        items: id -> item with its grades.
+
+    Returns:
+        f64[n, 2 * runs], and the function of their means.
+    """
+    runs = max(len(items[key].grades) for key in keys)
+    table = np.zeros((len(keys), 2 * runs))
+    for row, key in enumerate(keys):
+        found = [grade for pair in items[key].grades for grade in pair or (0, 0)]
+        table[row, : len(found)] = found
+
+    def mean_ratio(means: np.ndarray) -> np.ndarray:
+        return (means[:, 1::2] / means[:, ::2]).mean(1)
+
+    return table, mean_ratio
 
 
 def mme_columns(scores: Mapping[str, float]) -> tuple[np.ndarray, statistics.Combine]:
@@ -215,6 +251,9 @@ def compare(first: measured.Report, second: measured.Report) -> Compared:
     images = images_of(first if first.details else second)
     scores: list[dict[Any, float]] = [dict(report.items) for report in (first, second)]
     difference = statistics.compare(*scores, groups=images)
+    if first.is_ratio:
+        p_value, test = _swapped(first, second, images), "pair-swap permutation"
+        difference = dataclasses.replace(difference, p_value=p_value, test=test)
     change = {key: second.items[key] - first.items[key] for key in first.items}
     better = sorted((k for k, v in change.items() if v > 0), key=lambda k: -change[k])
     worse = sorted((k for k, v in change.items() if v < 0), key=lambda k: change[k])
@@ -249,13 +288,67 @@ def _headline(first: measured.Report, second: measured.Report):
         setups.append(setup)
     (a, combine, groups), (b, other, _) = setups
     width = a.shape[1]
-    if len(a) != len(b) or width != b.shape[1]:
+    if len(a) != len(b):
         return None
 
     def change(means: np.ndarray) -> np.ndarray:
         return other(means[:, width:]) - combine(means[:, :width])
 
     return statistics.bootstrap(np.concatenate([a, b], axis=1), combine=change, groups=groups)
+
+
+def _swapped(
+    first: measured.Report, second: measured.Report, images: Mapping[Any, Hashable] | None
+) -> float:
+    """Return the p value of the difference of two ratios, of the mean grades over the runs.
+
+    Raises:
+        SgqlmError: a report has no grades; its items are no grades either.
+    """
+    keys, tables = list(first.items), []
+    for report in (first, second):
+        if not report.is_graded:
+            raise errors.SgqlmError(
+                f"the report of {report.task} cannot be compared",
+                where=str(report.path),
+                why="its `details` have no grades of reference and model for each question",
+                fix="score it again: `sgqlm eval score`, or the same `sgqlm eval --tasks`",
+                code=errors.DATA,
+            )
+        table = ratio_columns(keys, report.details)[0].reshape(len(keys), -1, 2)
+        known = np.array([sum(g is not None for g in report.details[k].grades) for k in keys])
+        tables.append(table.sum(1) / known[:, None])
+    groups = [images[key] for key in keys] if images else None
+    return statistics.swap_pairs(
+        *tables, combine=lambda means: means[:, 1] / means[:, 0], groups=groups
+    )
+
+
+_SETTINGS = ("template", "system", "max_new_tokens", "image_fit", "self_questions", "entities")
+
+
+def other_settings(reports: Sequence[measured.Report]) -> str:
+    """Return in what the ways differ that models were asked a benchmark; empty where in nothing.
+
+    Args:
+        reports: of one benchmark. Those that do not tell, such as of another program's answers,
+            differ in nothing.
+    """
+    known = [report for report in reports if "max_new_tokens" in report.settings]
+    out = []
+    for name in _SETTINGS:
+        values = [(report.name, _setting(report.settings.get(name))) for report in known]
+        if len({value for _, value in values}) > 1:
+            told = ", ".join(f"{value} ({model})" for model, value in values)
+            out.append(f"{name} {told}")
+    return f"not asked alike: {'; '.join(out)}" if out else ""
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {one}" for key, one in value.items())
+    text = "none" if value in (None, "", 0) else str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text  # digest of a store
 
 
 def _against(first: measured.Report, second: measured.Report) -> list[str]:
@@ -269,8 +362,11 @@ def _against(first: measured.Report, second: measured.Report) -> list[str]:
     ]
     if all(truths) and truths[0] != truths[1]:
         notes.append("the annotations of the two are different files")
+    notes += [told] if (told := other_settings((first, second))) else []
     for report in (first, second):
         notes += [f"{report.name}: {caveat}" for caveat in report.caveats]
+        if not report.details:
+            notes.append(f"{report.name}: {measured.BARE}")
     return list(dict.fromkeys(notes))
 
 

@@ -71,6 +71,7 @@ def _compared(one: comparing.Compared) -> dict[str, Any]:
         "metric": first.metric,
         "unit": first.unit,
         "is_open": first.is_open or second.is_open,
+        "is_graded": first.is_graded,
         "first": _side(first),
         "second": _side(second),
         "difference": change,
@@ -160,6 +161,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     first, second = _names(found)
     out = [f"differences are {second} minus {first}"]
     out.append("p tests whether the questions' scores differ; Holm: over all tasks of this table")
+    if any(part["is_graded"] for part in found["tasks"]):
+        out.append("of LLaVA-Bench, p tests the ratio; better and worse count the model's grades")
     return out + list(found["notes"])
 
 

@@ -1,5 +1,6 @@
 """What becomes of the answers to a benchmark: the submission, the figures, the report."""
 
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -23,6 +24,12 @@ from sgqlm.evals import (
     tables,
 )
 from sgqlm.evals import tasks as tasks_lib
+
+_MISMATCH = (
+    "answers and annotations are not to the same questions: the figures above are no published "
+    "protocol"
+)
+_OTHER_SPLIT = (joining.MISFIT, scoring.NO_ANSWERS)  # errors that another split may give
 
 
 @dataclasses.dataclass
@@ -100,12 +107,28 @@ def finish(
             done.score = _score(job, folder / benchmark.ANSWERS, judge, is_whole=is_whole)
             if is_judged and done.score.score is None:  # no reply could be read
                 done.code = errors.DATA
+            if done.score.faults.is_mismatch:
+                done.notes.append(_MISMATCH)
+                done.code = errors.DATA
         except errors.SgqlmError as error:
-            asked = is_judged and task.name in (*judging.TASKS, *judging.MATCHED)
-            # annotations may be absent, or of another split: the server has the answers of this one
-            is_damaged = error.what == tables.DAMAGED
-            done.lack("not scored", error, is_failure=asked or is_damaged)
+            is_other = error.what in _OTHER_SPLIT and _is_other_split(job)
+            lacks_package = error.code == errors.RESOURCES and not is_judged
+            is_failure = not (is_other or lacks_package)
+            if error.code == errors.USAGE and not is_judged:  # a file is at fault, and no flag
+                error.code = errors.DATA
+            done.lack("not scored", error, is_failure=is_failure)
+            if is_other:
+                done.notes.append("the questions are of a split whose answers a server has")
     return done
+
+
+def _is_other_split(job: benchmark.Job) -> bool:
+    """Tell whether the user named question files that are not the usual ones of the benchmark.
+
+    Such as GQA's test split: the annotations that lie beside are then those of the usual split.
+    """
+    usual = job.place.task.files
+    return not any(path.match(pattern) for path in job.place.files for pattern in usual)
 
 
 def check_judge(jobs: Sequence[benchmark.Job], judge: judging.Settings) -> None:
@@ -157,18 +180,22 @@ def _submit(job: benchmark.Job, folder: pathlib.Path, notes: list[str]) -> pathl
         if not importlib.util.find_spec("openpyxl"):
             suffix = ".tsv"
             notes.append(
-                "the sheet is a .tsv; for .xlsx: pip install 'sgqlm[submit]', the same command"
+                "the sheet is a .tsv; for .xlsx: pip install -e '.[submit]' in the clone, then "
+                "the same command"
             )
     elif asked.name == benchmark.ASKED:
-        answers.write(
-            asked,
-            [{"question_id": q.id, "image": q.image, "text": q.text} for q in job.questions],
-        )
+        _write_asked(job, folder)
     if task.all_questions and job.place.all_questions is None:
         notes.append(f"the server wants all ids: put {task.all_questions[0]} beside the questions")
     path = folder / f"submission{suffix}"
     submissions.write(task.name, folder / benchmark.ANSWERS, path, asked)
     return path
+
+
+def _write_asked(job: benchmark.Job, folder: pathlib.Path) -> pathlib.Path:
+    lines = [{"question_id": q.id, "image": q.image, "text": q.text} for q in job.questions]
+    answers.write(folder / benchmark.ASKED, lines)
+    return folder / benchmark.ASKED
 
 
 def _next(job: benchmark.Job, folder: pathlib.Path, is_whole: bool) -> str:
@@ -192,6 +219,8 @@ def _score(
     job: benchmark.Job, path: pathlib.Path, judge: judging.Settings | None, *, is_whole: bool
 ) -> scored.Scored:
     files = job.place.annotations
+    if job.place.task.name == "vizwiz":  # annotated by image, answered by position
+        files = [*files, _write_asked(job, path.parent)]
     if job.place.task.name in judging.TASKS:
         return judging.score(
             job.place.task.name,
@@ -206,9 +235,11 @@ def _score(
         return scoring.score(job.place.task.name, [path], files, only=asked)
     if is_whole:
         return _measured(job.place.task.name, path, files, judge)
-    labels = {job.questions[at].label for at in job.chosen}
+    labels = collections.Counter(job.questions[at].label for at in job.chosen)
     with tempfile.TemporaryDirectory() as folder:
         cut = [_cut(job.place.task, file, labels, pathlib.Path(folder)) for file in files]
+        if not any(cut):
+            raise joining.misfit(str(path), "no question that was asked is annotated")
         return _measured(job.place.task.name, path, [file for file in cut if file], judge)
 
 
@@ -219,17 +250,19 @@ def _measured(task: str, path: pathlib.Path, files, judge) -> scored.Scored:
 
 
 def _cut(
-    task: tasks_lib.Task, path: pathlib.Path, labels: set[str], folder: pathlib.Path
+    task: tasks_lib.Task, path: pathlib.Path, labels: Mapping[str, int], folder: pathlib.Path
 ) -> pathlib.Path | None:
     """Write the part of annotations that these questions have; return None where it is empty."""
     value: Any = tables.load(path)
 
     def part(found: list) -> list:
-        return [
-            item
-            for item in found
-            if (task.label(item, path) if isinstance(item, dict) else str(item)) in labels
-        ]
+        left, kept = dict(labels), []
+        for item in reversed(found):  # of a question that stands twice the last one counts
+            label = task.label(item, path) if isinstance(item, dict) else str(item)
+            if left.get(label):
+                kept.append(item)
+                left[label] -= task.may_repeat
+        return kept[::-1]
 
     if isinstance(value, list):
         value = part(value)

@@ -34,7 +34,8 @@ class View:
         """Return nodes and the strongest edges as json values."""
         graph = self.graph
         edges = scene_graph.arrows(graph.edges, len(graph.edges))[: -_STRONGEST - 1 : -1]
-        nodes = zip(graph.entities.labels, graph.node_attention.tolist(), strict=True)
+        labels = graph.entities.labels or [""] * len(graph.entities)  # none where nothing is tagged
+        nodes = zip(labels, graph.node_attention.tolist(), strict=True)
         return {
             "nodes": [{"label": label, "attention": round(value, 4)} for label, value in nodes],
             "edges": [

@@ -8,6 +8,7 @@ from sgqlm import errors
 from sgqlm.evals import tables
 
 SHOWN = 3
+MISFIT = "the answers and the annotations do not fit together"
 
 
 @dataclasses.dataclass
@@ -105,7 +106,7 @@ def join(
     faults.empty = [key for key in truth if key in found and not found[key].text.strip()]
     joined = {key: found[key] for key in truth if key in found}
     if not joined:
-        raise _mismatch(where, "no id of the answers is annotated", faults.unknown)
+        raise misfit(where, "no id of the answers is annotated", faults.unknown)
     _check_prompts(joined, questions or {}, where)
     return joined, faults
 
@@ -120,16 +121,17 @@ def _check_prompts(
     ]
     if other:
         asked = f"{questions[other[0]]!r} is annotated, {joined[other[0]].prompt!r} was asked"
-        raise _mismatch(where, f"{len(other)} ids stand for other questions: {asked}", other)
+        raise misfit(where, f"{len(other)} ids stand for other questions: {asked}", other)
 
 
 def _plain(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _mismatch(where: str, why: str, ids: Sequence[str]) -> errors.SgqlmError:
+def misfit(where: str, why: str, ids: Sequence[str] = ()) -> errors.SgqlmError:
+    """Return the error for answers and annotations of different questions."""
     return errors.SgqlmError(
-        "the answers and the annotations do not fit together",
+        MISFIT,
         where=where,
         why=f"{why} ({shown(ids)})" if ids else why,
         fix="give the annotations of the revision and split that was answered",

@@ -266,7 +266,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         SgqlmError: there is no such file, or it is no json object.
     """
     try:
-        value = json.loads(pathlib.Path(path).read_text("utf-8"))
+        value = json.loads(tables.read_bytes(pathlib.Path(path)))
         if isinstance(value, dict):
             return value
         why = f"it is a {type(value).__name__}"

@@ -325,6 +325,7 @@ def _llava(task, path, files, joined, faults, settings: Settings) -> scored.Scor
     first = settings.reviews or default_path(path, task, settings.by)
     paths = judged.run_paths(first, settings.runs)
     known = sum(_kept(file, settings, judged.is_unread) for file in paths)
+    before = _replaced(paths)
     with _asking(task, len(cases) * settings.runs, known, settings, first) as tell:
         for _ in judged.review(
             cases,
@@ -340,7 +341,7 @@ def _llava(task, path, files, joined, faults, settings: Settings) -> scored.Scor
     texts = {str(line["question_id"]): line["text"] for line in said}
     done = reviewed.score(task, paths, questions, files["references"], given=texts)
     done.faults = faults
-    _tell_replaced(done, paths)
+    _tell_replaced(done, before)
     return _about(done, settings, llava_bench.TEMPERATURE, llava_bench.MAX_TOKENS, bool(rules))
 
 
@@ -349,7 +350,7 @@ def _mmvet(task, path, files, joined, faults, settings: Settings) -> scored.Scor
     head = _head(settings)
     texts = {key: joined[key].text for key in metadata}
     out = settings.reviews or default_path(path, task, settings.by)
-    known = 0
+    known, before = 0, _replaced([out])
     if out.is_file():
         entries = [entry for key, entry in judged.read_grades(out).items() if key in metadata]
         known = sum(len(entry["score"][: settings.runs]) for entry in entries)
@@ -372,7 +373,7 @@ def _mmvet(task, path, files, joined, faults, settings: Settings) -> scored.Scor
         missing=faults.missing,
     )  # fmt: skip
     done.faults = faults
-    _tell_replaced(done, [out])
+    _tell_replaced(done, before)
     return _about(done, settings, 0.0, mmvet.MAX_TOKENS, head != mmvet.HEAD)
 
 
@@ -400,6 +401,7 @@ def _mmbench(task, answers, annotations, settings: Settings) -> scored.Scored:
 
     if settings.is_open:
         return scoring.score(task, answers, annotations)
+    before = _replaced([out])
     done = scoring.score(task, answers, annotations, resolve=resolve)
     matched = sum(letter not in ("", mmbench.REFUSED) for letter in seen.values())
     unread = sum(not letter for letter in seen.values())
@@ -409,7 +411,7 @@ def _mmbench(task, answers, annotations, settings: Settings) -> scored.Scored:
     judging = {"prompt_hash": digest, "shown": len(seen), "matched": matched}
     judging["unparsable"] = unread
     done.more = {"judge": reviewed.named(settings.by.name, digest), "judging": judging}
-    _tell_replaced(done, [out])
+    _tell_replaced(done, before)
     return _about(done, settings, 0.0, matching.MAX_TOKENS, None)
 
 
@@ -419,8 +421,14 @@ def _kept(path: pathlib.Path, settings: Settings, is_unread) -> int:
     return sum(not (settings.retry and is_unread(line)) for line in lines)
 
 
-def _tell_replaced(done: scored.Scored, paths: Sequence[pathlib.Path]) -> None:
-    old = [str(file) for file in map(judged.replaced, paths) if file.is_file()]
+def _replaced(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, int]:
+    """Return the files of grades that were asked for again, and their sizes in bytes."""
+    files = map(judged.replaced, paths)
+    return {file: file.stat().st_size if file.is_file() else 0 for file in files}
+
+
+def _tell_replaced(done: scored.Scored, before: Mapping[pathlib.Path, int]) -> None:
+    old = [str(f) for f, size in before.items() if f.is_file() and f.stat().st_size > size]
     if old:
         done.notes.append(f"grades that were asked for again are in {', '.join(old)}")
 

@@ -35,7 +35,7 @@ def library(name: str) -> Any:
             "lmms-eval is not installed, or cannot be imported",
             where=f"lmms_eval.{name}",
             why=str(error),
-            fix="install it as docs/lmms_eval.md says: `sgqlm[lmms-eval]`, and no torchvision",
+            fix="install it as docs/lmms_eval.md says: `.[lmms-eval]`, and no torchvision",
             code=errors.RESOURCES,
         ) from error
 

@@ -12,7 +12,10 @@ from typing import Any
 
 from sgqlm import errors
 from sgqlm.data import records
-from sgqlm.evals import reviewed, scoring, tables, yes_no
+from sgqlm.evals import reviewed, scoring, tables, tasks, yes_no
+
+BARE = "the report has no `details`: no questions, pictures and graphs; score the answers again"
+_RATIOS = ("llava_wild", "llava_coco")  # of two means of grades
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Item:
         pixels: the encoded image, in benchmarks that have it in their table.
         kinds: names of the figures that the item counts in.
         asked: the whole prompt, where it is known and is not the question alone.
+        grades: of LLaVA-Bench, those of reference and model in each run of the judge; None in a
+            run that lacks the question.
     """
 
     question: str = ""
@@ -36,6 +41,7 @@ class Item:
     pixels: bytes = dataclasses.field(default=b"", repr=False)
     kinds: tuple[str, ...] = ()
     asked: str = ""
+    grades: tuple[tuple[float, float] | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +97,19 @@ class Report:
 
         So with CIDEr-D, 10 at most, and the ratio to a reference of LLaVA-Bench.
         """
-        is_ratio = self.task == "llava_wild" or self.unit not in ("%", "points")
-        return is_ratio or any(score > 1 for score in self.items.values())
+        is_open = self.is_ratio or self.unit not in ("%", "points")
+        return is_open or any(score > 1 for score in self.items.values())
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether the score is a ratio to a reference, whose grades stand in `details`."""
+        return self.task in _RATIOS
+
+    @functools.cached_property
+    def is_graded(self) -> bool:
+        """Whether `details` have the grades that a ratio is of; then `items` are grades."""
+        told = self.details
+        return bool(self.items) and all(key in told and any(told[key].grades) for key in self.items)
 
     @functools.cached_property
     def has_given(self) -> bool:
@@ -109,6 +126,9 @@ class Report:
             out.append(f"over {len(self.items):,} of {whole:,} questions")
         told = {"missing": "without an answer", "unknown": "answers to other questions"}
         out += [f"{n} {told[kind]}" for kind, n in self.faults.items() if n and kind in told]
+        usual = tasks.TASKS[self.task].max_new_tokens if self.task in tasks.TASKS else None
+        if usual and (given := self.settings.get("max_new_tokens", usual)) != usual:
+            out.append(f"answers of up to {given} tokens, {usual} in the papers' program")
         return out
 
 
@@ -257,6 +277,9 @@ def _report(path: pathlib.Path, value: Mapping[str, Any], name: str, task: str) 
         for key, part in field("figures", dict).items()
     }
     judge = value.get("judge") or ""
+    notes = [str(note) for note in field("notes", list)]
+    if value["items"] and not field("details", dict):
+        notes.append(BARE)
     return Report(
         path=path,
         name=name,
@@ -265,7 +288,7 @@ def _report(path: pathlib.Path, value: Mapping[str, Any], name: str, task: str) 
         score=_number(value.get("score")),
         figures=figures,
         items={str(key): float(score) for key, score in value["items"].items()},
-        notes=[str(note) for note in field("notes", list)],
+        notes=notes,
         faults={kind: int(part["count"]) for kind, part in field("faults", dict).items()},
         judge=judge if isinstance(judge, str) else json.dumps(judge),
         answers=[str(file) for file in field("answers", list)],
@@ -284,7 +307,15 @@ def _told(found: Mapping[str, Any]) -> Item:
     kinds = found.get("kinds") or ()
     if isinstance(kinds, str):
         raise TypeError("`kinds` is no list")
-    return Item(**told, kinds=tuple(map(str, kinds)))
+    grades = tuple(map(_pair, found.get("grades") or ()))
+    return Item(**told, kinds=tuple(map(str, kinds)), grades=grades)
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    reference, model = map(float, value)
+    return reference, model
 
 
 def _number(value: Any) -> float | None:

@@ -126,7 +126,10 @@ class Pictures:
         store = self._stores.get(task) or self._stores.get("")
         if store is None:
             return Found(image, None, f"image {item.image}")
-        entities, words = store.of(item.image, folders, source, image)
+        try:
+            entities, words = store.of(item.image, folders, source, image)
+        except errors.SgqlmError as error:  # one damaged record costs no page
+            entities, words = None, error.line
         if entities is None:
             self._miss(task, f"without entities ({words})", item.image)
         return Found(image, entities, f"image {item.image}; {words}", store.digest)
@@ -188,5 +191,6 @@ def _stores(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
 def _walk(folder: pathlib.Path) -> Iterable[str]:
     for root, _, files in os.walk(folder):
         for name in files:
-            if pathlib.PurePath(name).suffix.lower() in _SUFFIXES:
+            # the pictures of SEED-Bench have none
+            if pathlib.PurePath(name).suffix.lower() in {*_SUFFIXES, ""}:
                 yield pathlib.Path(root, name).relative_to(folder).as_posix()

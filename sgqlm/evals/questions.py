@@ -11,12 +11,14 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sgqlm.evals import scoring, tables, yes_no
+from sgqlm.evals import human_answers, tables, yes_no
 from sgqlm.evals.metrics import mmbench as mmbench_metric
 from sgqlm.evals.metrics import pope
+from sgqlm.evals.metrics import seed as seed_metric
 
 SHORT = "\nAnswer the question using a single word or phrase."
-LETTER, LETTER_CN = scoring.LETTERS["mmbench"], scoring.LETTERS["mmbench_cn"]
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+LETTER_CN = "\n请直接回答选项字母。"
 UNANSWERABLE = (
     "\nWhen the provided information is insufficient, respond with 'Unanswerable'." + SHORT
 )
@@ -74,7 +76,7 @@ def textvqa_label(record: Mapping[str, Any], path: pathlib.Path) -> str:
     """Return image and question of a record of LLaVA's file or the official one."""
     if "image_id" in record:
         return f"{record['image_id']}: {record['question'].strip().lower()}"
-    return f"{record['question_id']}: {scoring.question_of(record['text']).strip().lower()}"
+    return f"{record['question_id']}: {human_answers.question_of(record['text']).strip().lower()}"
 
 
 def pope_label(record: Mapping[str, Any], path: pathlib.Path) -> str:
@@ -166,13 +168,9 @@ def seed(files: Sequence[pathlib.Path]) -> Found:
     """Read SEED-Bench: LLaVA's file, or SEED-Bench.json."""
 
     def official(at: int, record: Mapping[str, Any]) -> Question:
-        name = f"SEED-Bench-image/{record.get('data_id')}"
-        if record["data_type"] == "video":  # LLaVA's program stores the frame in the middle so
-            kind = record["question_type_id"]
-            name = f"SEED-Bench-video-image/{kind}_{record['question_id']}.png"
         choices = [record[f"choice_{letter}"] for letter in "abcd"]
         text = _options(record["question"], choices)
-        return _asked(record["question_id"], text + LETTER, name)
+        return _asked(record["question_id"], text + LETTER, seed_metric.image(record))
 
     fields = ("question_id", "question", "data_type", *(f"choice_{c}" for c in "abcd"))
     return _prompts(files, official, fields)

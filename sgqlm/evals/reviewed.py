@@ -141,7 +141,11 @@ def _llava(task: str, files, questions, shown: dict[str, dict]) -> scored.Scored
     rows, items, notes, unparsable = _relative(kept)
     for run in kept.values():
         for key, line in run.items():
-            shown.setdefault(key, {})["kinds"] = [line["category"]] if "category" in line else []
+            told = shown.setdefault(key, {})
+            told["kinds"] = [line["category"]] if "category" in line else []
+    for key in items:
+        lines = [run.get(key) for run in kept.values()]
+        shown[key]["grades"] = [line and llava_bench.scores_of(line) for line in lines]
     model, digest = judges.pop()
     graded = sum(map(len, kept.values()))
     judging = {"model": model, "prompt_hash": digest, "runs": len(runs), "graded": graded}
@@ -161,8 +165,8 @@ def _free(name: str, taken: Iterable[str]) -> str:
 def _relative(runs: Mapping[str, Mapping[str, Mapping]]):
     """Return rows, items, notes and the number of reviews that could not be read.
 
-    The score of a question is that of the model over the mean of the reference, so that the mean
-    over the questions is the headline figure.
+    The score of a question is the judge's grade of the model. The headline figure is a ratio of two
+    means, so it is no mean over questions: that takes the grades of the reference as well.
     """
     notes: list[str] = []
     ratios: dict[str, list[tuple[float | None, int]]] = {"all": []}
@@ -183,9 +187,8 @@ def _relative(runs: Mapping[str, Mapping[str, Mapping]]):
             notes.append(f"{name}, as LLaVA rounds (reference, model): {'; '.join(told)}")
         unparsable += summary["all"].unparsable
         if ratios["all"][-1][0] is not None:
-            mean = statistics.fmean(pair[0] for pair in pairs.values())
             for key, pair in pairs.items():
-                parts.setdefault(key, []).append(pair[1] / mean)
+                parts.setdefault(key, []).append(pair[1])
     rows = [(group, _mean(r[0] for r in found), found[0][1]) for group, found in ratios.items()]
     if len(runs) > 1:
         single = zip(runs, ratios["all"], strict=True)
@@ -197,20 +200,20 @@ def _relative(runs: Mapping[str, Mapping[str, Mapping]]):
                 f"standard deviation {scores['std']:.1f}"
             )
     if unparsable:
-        notes.append(_unread(unparsable, sum(map(len, runs.values())), bool(parts)))
+        graded = sum(map(len, runs.values()))
+        lost = "they count as -1 in both means, as in LLaVA"
+        notes.append(_unread(unparsable, graded, "reviews have no two scores", lost * bool(parts)))
     items = {key: statistics.fmean(values) for key, values in parts.items()}
     return rows, items, notes, unparsable
 
 
-def _unread(count: int, total: int, is_scored: bool) -> str:
-    if not is_scored:
-        return (
-            f"not scored: {count} of {total} reviews have no two scores, so none is left; see "
-            f"what the judge has replied {AGAIN}"
-        )
+def _unread(count: int, total: int, what: str, counted: str) -> str:
+    """Return a note on grades that could not be read; `counted` as what, empty without a score."""
+    if counted:
+        return f"{count} of {total} {what}; {counted} {AGAIN}"
     return (
-        f"{count} reviews have no two scores (of {total}); they count as -1 in both means, as in "
-        f"LLaVA {AGAIN}"
+        f"not scored: {count} of {total} {what}, so none is left; see what the judge has replied "
+        f"{AGAIN}"
     )
 
 
@@ -236,27 +239,32 @@ def _mmvet(
     found = mmvet.summarise(grades, questions, num_runs=num_runs)
     done = [k for k in questions or grades if k in grades and k not in set(found.needs_judge)]
     count = len(found.runs)
-    items = {key: statistics.fmean(grades[key]["score"][:count]) for key in done}
+    unread = sum(run < count for key in done for run in mmvet.unread(grades[key]))
+    graded = count * len(set(done).difference(missing))
+    is_scored = unread < graded or not unread
+    means = {key: statistics.fmean(grades[key]["score"][:count]) for key in done}
+    items = means if is_scored else {}
     parts = {**found.capabilities, **{_INTEGRATION + k: v for k, v in found.integrations.items()}}
     sizes = found.counts
-    total = None if found.total is None else found.total / 100
+    total = None if found.total is None or not is_scored else found.total / 100
     rows = [("total", total, len(done))]
     for name, value in parts.items():
-        rows.append((name, value / 100, _size(name, sizes, questions, done)))
-    notes = [f"means over {count} runs, totals {_runs(found)}, std {found.std:.1f}"] * (count > 1)
-    told = [f"{name} {value}" for name, value in found.rounded().items() if name != "std"]
-    notes.append(f"as MM-Vet rounds: {', '.join(told)}")
+        part = value / 100 if is_scored else None
+        rows.append((name, part, _size(name, sizes, questions, done)))
+    notes = []
+    if is_scored and count > 1:
+        notes.append(f"means over {count} runs, totals {_runs(found)}, std {found.std:.1f}")
+    if is_scored:
+        told = [f"{name} {value}" for name, value in found.rounded().items() if name != "std"]
+        notes.append(f"as MM-Vet rounds: {', '.join(told)}")
     if questions is None:
         notes.append("capabilities and missing questions are known with --annotations mm-vet.json")
-    unread = sum(run < count for key in done for run in mmvet.unread(grades[key]))
-    graded = count * (len(done) - len(missing))
     if unread:
-        notes.append(
-            f"{unread} of {graded} grades could not be read; they count as 0, as in MM-Vet {AGAIN}"
-        )
-    judging = {"model": model, "prompt_hash": digest, "runs": count, "totals": found.runs}
-    judging |= {"graded": graded, "unparsable": unread, "files": [str(path)]}
-    judging |= {"needs_judge": 0, "std": found.std}
+        lost = "they count as 0, as in MM-Vet" * is_scored
+        notes.append(_unread(unread, graded, "grades could not be read", lost))
+    judging = {"model": model, "prompt_hash": digest, "runs": count}
+    judging |= {"totals": found.runs, "std": found.std} if is_scored else {}
+    judging |= {"graded": graded, "unparsable": unread, "files": [str(path)], "needs_judge": 0}
     faults = LeftOut(missing=list(found.needs_judge), unknown=list(found.unknown))
     return scored.Scored(
         "mmvet", total, HEADLINES["mmvet"][1], rows, items, faults, notes,

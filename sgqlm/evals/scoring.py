@@ -2,13 +2,24 @@
 
 import dataclasses
 import pathlib
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sgqlm import errors
-from sgqlm.evals import caption_files, caption_scores, hallucinated, joining, scored, tables, yes_no
-from sgqlm.evals.metrics import gqa, mmbench, records, scienceqa, seed, textvqa, vqa
+from sgqlm.evals import (
+    annotated,
+    caption_files,
+    caption_scores,
+    hallucinated,
+    human_answers,
+    joining,
+    questions,
+    scored,
+    tables,
+    tasks,
+    yes_no,
+)
+from sgqlm.evals.metrics import gqa, mmbench, records, scienceqa, seed
 
 # Questions that the published numbers are over (specification of each benchmark).
 PUBLISHED = {
@@ -26,18 +37,13 @@ PUBLISHED = {
     "conceptual": 15_840,
 }
 TASKS = ("pope", "mme", hallucinated.TASK, *PUBLISHED)
-# What belongs to a benchmark in a folder of annotations.
-_IN_FOLDER = {"pope": "coco_pope_*.json", "scienceqa": "p*s.json"}  # problems and pid_splits
+NO_ANSWERS = "the table has no answers"
 # what LLaVA's program asks behind a question of MMBench, and leaves out of its answers
-LETTERS = {
-    "mmbench": "\nAnswer with the option's letter from the given choices directly.",
-    "mmbench_cn": "\n请直接回答选项字母。",
-}
+LETTERS = {"mmbench": questions.LETTER, "mmbench_cn": questions.LETTER_CN}
 Resolve = Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, Any]]]
 _IMG, _TYPES, _MEDIA = "IMG accuracy", "question types", "images and videos"
-_OCR_TOKENS = "Reference OCR token:"
-_KINDS = ("answer_type", "question_type")  # of VQA
-_OLD_PROMPT = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
+_DEPTHS = ("", "*/", "data/*/")  # where files lie in a folder
+_OBJECTS = ("instances_val2014.json", "captions_val2014.json")
 
 
 def score(
@@ -54,8 +60,8 @@ def score(
     Args:
         task: one of `TASKS`.
         answers: the answers; several files only for POPE (one a category) and MME.
-        annotations: the official annotations; of POPE, ScienceQA and MME also their folder; empty
-            where the answers hold the truth too.
+        annotations: the official annotations, or their folder; empty where the answers hold the
+            truth too.
         split: of ScienceQA's pid_splits.json.
         only: ids of the captions to score; None for all.
         resolve: given MMBench's rows with `prediction`, returns them with what a judge made of it.
@@ -66,8 +72,7 @@ def score(
     Raises:
         SgqlmError: a file is missing or damaged, or answers and annotations do not fit together.
     """
-    if task in _IN_FOLDER:
-        annotations = [file for path in annotations for file in _opened(path, _IN_FOLDER[task])]
+    annotations = opened(task, annotations)
     if task == "pope":
         return yes_no.score_pope(answers, annotations)
     if task == "mme":
@@ -82,7 +87,7 @@ def score(
         )
     path = answers[0]
     if task in ("vqav2", "vizwiz"):
-        done = score_vqa(task, path, annotations)
+        done = human_answers.score_vqa(task, path, annotations)
     elif task in ("mmbench", "mmbench_cn"):
         done = score_mmbench(task, path, annotations, resolve)
     elif task == "scienceqa":
@@ -90,9 +95,8 @@ def score(
     elif task in caption_files.TASKS:
         done = caption_scores.score(task, path, annotations, only=only)
     else:
-        done = {"gqa": score_gqa, "textvqa": score_textvqa, "seed": score_seed}[task](
-            path, annotations
-        )
+        textvqa = human_answers.score_textvqa
+        done = {"gqa": score_gqa, "textvqa": textvqa, "seed": score_seed}[task](path, annotations)
     if len(done.items) != PUBLISHED[task]:
         done.notes.append(
             f"over {len(done.items)} questions; published figures are over {PUBLISHED[task]}"
@@ -100,44 +104,102 @@ def score(
     return done
 
 
-def _opened(path: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    if not path.is_dir():
+def opened(task: str, paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """Return annotations with the files of the task in place of a folder.
+
+    Raises:
+        SgqlmError: a folder has none of them, or several of which one is meant.
+    """
+    return [file for path in paths for file in _in_folder(task, path)]
+
+
+def _in_folder(task: str, path: pathlib.Path) -> list[pathlib.Path]:
+    if not path.is_dir() or task not in TASKS or task == "mme":
         return [path]
-    if not (found := sorted(path.glob(pattern))):
-        raise errors.SgqlmError(
-            f"the folder has no {pattern}", where=str(path), fix="give the official files"
-        )
-    return found
+    about = tasks.TASKS.get(task)
+    wanted = _wanted(task, about)
+    folders = [path / name for name in about.folders] if about else []
+    for folder in [*filter(pathlib.Path.is_dir, folders), path]:
+        for names in wanted:
+            found = [file for name in names for file in _first(folder, name)]
+            if len(found) > len(names) and task != "pope":
+                told = ", ".join(str(file.relative_to(path)) for file in found)
+                raise _unclear(f"several files can be the annotations of {task}", path, told)
+            if found:
+                return found
+    if task == caption_files.CONCEPTUAL:
+        return [path]  # the output of img2dataset
+    told = " or ".join(" and ".join(names) for names in wanted)
+    raise _unclear(f"the folder has no annotations of {task}", path, f"looked for {told}")
+
+
+def _wanted(task: str, about: tasks.Task | None) -> list[tuple[str, ...]]:
+    """Return the names of files that together are the annotations, the best first."""
+    if about is None:
+        return [_OBJECTS]
+    if about.annotations and task not in caption_files.TASKS:
+        return [about.annotations]
+    return [(name,) for name in dict.fromkeys((*about.annotations, *about.files))]
+
+
+def _first(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+    return next((part for depth in _DEPTHS if (part := sorted(folder.glob(depth + name)))), [])
+
+
+def _unclear(what: str, path: pathlib.Path, why: str) -> errors.SgqlmError:
+    fix = "name the official file"
+    return errors.SgqlmError(what, where=f"--annotations {path}", why=why, fix=fix)
 
 
 def score_gqa(path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.Scored:
     """Score GQA answers against questions files such as testdev_balanced_questions.json."""
-    questions = {}
-    for file in files:
-        part = _objects(file, "GQA questions")
-        tables.need(part.values(), ("question", "answer", "types", "semantic", "groups"), file)
-        questions |= part
-    questions = {key: item for key, item in questions.items() if item.get("isBalanced", True)}
-    joined, faults = _join(path, questions, {k: q["question"] for k, q in questions.items()})
-    texts = {key: joined[key].text if key in joined else "" for key in questions}
-    done = gqa.score(texts, questions)
+    notes: list[str] = []
+    known = annotated.by_id(files, _gqa_questions, notes, probe=_gqa_probe)
+    joined, faults = _join(path, known, {k: q["question"] for k, q in known.items()})
+    asked = {key: item for key, item in known.items() if _is_balanced(item)}
+    if not asked:
+        raise tables.damaged(files[0], "none of its questions is balanced")
+    if other := [key for key in joined if key not in asked]:
+        notes.append(
+            f"{len(other)} answers are to questions that are not balanced; they are left out, as "
+            "in GQA's eval.py"
+        )
+    for ids in (faults.missing, faults.empty):
+        ids[:] = [key for key in ids if key in asked]
+    texts = {key: joined[key].text if key in joined else "" for key in asked}
+    with annotated.blamed(files[0]):
+        done = gqa.score(texts, asked)
     rows = [("accuracy", done["accuracy"], done["count"])]
     rows += [("binary", done["binary"], None), ("open", done["open"], None)]
     groups = dict.fromkeys(("binary", "open"), _TYPES)
     for kind in ("structural", "semantic"):
         rows += [(f"{kind} {key}", *value) for key, value in done[f"by_{kind}"].items()]
         groups |= {f"{kind} {key}": kind for key in done[f"by_{kind}"]}
-    notes = []
     if done["distribution"] is not None:
-        notes = [f"distribution {done['distribution']:.2f} (chi square, lower is better)"]
+        notes.append(f"distribution {done['distribution']:.2f} (chi square, lower is better)")
     details = {
         key: scored.told(q["question"], q["answer"], joined.get(key), q, _gqa_kinds(q["types"]))
-        for key, q in questions.items()
+        for key, q in asked.items()
     }
     return scored.Scored(
         "gqa", done["accuracy"], "accuracy", rows, done["items"], faults, notes,
         groups=groups, details=details,
     )  # fmt: skip
+
+
+def _gqa_questions(path: pathlib.Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    found = _objects(path, "GQA questions")
+    tables.need(found.values(), ("question", "answer", "types", "semantic", "groups"), path)
+    return found.items()
+
+
+def _is_balanced(question: Mapping[str, Any]) -> bool:
+    return question.get("isBalanced", True)
+
+
+def _gqa_probe(question: Mapping[str, Any]) -> None:
+    if _is_balanced(question):
+        gqa.score({"": ""}, {"": question})
 
 
 def _gqa_kinds(types: Mapping[str, Any]) -> list[str]:
@@ -152,16 +214,19 @@ def score_scienceqa(
     """Score ScienceQA answers against problems.json and pid_splits.json, or their own truth."""
     if not files:
         return _scienceqa_table(path)
-    problems, keys = {}, None
-    for file in files:
-        value = _objects(file, "ScienceQA problems or splits")
-        if all(isinstance(ids, list) for ids in value.values()):
-            if split not in value:
-                raise _no_split(split, value)
-            keys = [str(key) for key in value[split]]
-        else:
-            tables.need(value.values(), ("choices", "answer"), file)
-            problems |= value
+    keys, notes = None, []
+    values = {file: _objects(file, "ScienceQA problems or splits") for file in files}
+    splits = {f: v for f, v in values.items() if all(isinstance(ids, list) for ids in v.values())}
+    for value in splits.values():
+        if split not in value:
+            raise _no_split(split, value)
+        keys = [str(key) for key in value[split]]
+
+    def read(path: pathlib.Path) -> Iterable[tuple[str, Any]]:
+        tables.need(values[path].values(), ("choices", "answer"), path)
+        return values[path].items()
+
+    problems = annotated.by_id([f for f in values if f not in splits], read, notes, _science_probe)
     if keys is None:
         keys = [key for key, item in problems.items() if item.get("split", split) == split]
     unknown = [key for key in keys if key not in problems]
@@ -178,7 +243,13 @@ def score_scienceqa(
             grouped.setdefault(name, []).append(value)
     parts = [(name, records.mean(part), len(part)) for name, part in sorted(grouped.items())]
     groups = {name: name.partition(" ")[0] for name in grouped}
+    found.notes += notes
     return dataclasses.replace(found, rows=[*found.rows, *parts], groups=groups)
+
+
+def _science_probe(problem: Mapping[str, Any]) -> None:
+    scienceqa.score({}, {"": problem})
+    _scienceqa_told("", problem, None)
 
 
 def _scienceqa_told(key: str, problem: Mapping, answer: tables.Answer | None) -> dict[str, Any]:
@@ -238,18 +309,27 @@ def score_seed(path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.Scor
     if not isinstance(data.get("questions"), list):
         raise tables.damaged(files[0], "it has no list `questions`")
     tables.need(data["questions"], ("question_id", "answer"), files[0])
-    truth = {str(item["question_id"]): item for item in data["questions"]}
+    notes: list[str] = []
+    pairs = [(str(item["question_id"]), item) for item in data["questions"]]
+    truth = annotated.by_id(files[:1], lambda _: pairs, notes, _seed_probe)
     joined, faults = _join(path, truth)
-    done = seed.score({key: answer.text for key, answer in joined.items()}, data)
+    with annotated.blamed(files[0]):
+        types = {number: name for name, number in data.get("question_type", {}).items()}
+        texts = {key: answer.text for key, answer in joined.items()}
+        done = seed.score(texts, {**data, "questions": list(truth.values())})
     rows = [("accuracy", done["accuracy"], done["count"])]
     rows += [("image", done["image"], None), ("video", done["video"], None)]
     rows += [(name, *value) for name, value in done["by_type"].items()]
-    types = {number: name for name, number in data.get("question_type", {}).items()}
     return scored.Scored(
-        "seed", done["accuracy"], "accuracy", rows, done["items"], faults,
+        "seed", done["accuracy"], "accuracy", rows, done["items"], faults, notes,
         groups=dict.fromkeys(done["by_type"], _TYPES) | {"image": _MEDIA, "video": _MEDIA},
         details={key: _seed_told(item, joined.get(key), types) for key, item in truth.items()},
     )  # fmt: skip
+
+
+def _seed_probe(item: Mapping[str, Any]) -> None:
+    seed.score({}, [item])
+    _seed_told(item, None, {})
 
 
 def _medium(answer: tables.Answer) -> list[str]:
@@ -263,148 +343,28 @@ def _seed_told(item: Mapping, answer: tables.Answer | None, types: Mapping) -> d
     question = "\n".join([str(item.get("question", "")), *options])
     number = item.get("question_type_id")
     kinds = (item.get("data_type"), types.get(number, number))
-    return scored.told(question, item["answer"], answer, item, kinds)
-
-
-def score_textvqa(path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.Scored:
-    """Score TextVQA answers against TextVQA_0.5.1_val.json.
-
-    LLaVA's answers have the id of the image; the question in the prompt tells which one it is.
-    """
-    fields = ("image_id", "question", "answers")
-    known = [item for file in files for item in tables.items(file, fields)]
-    by_image = {_image_key(item["image_id"], item["question"]): item for item in known}
-    by_number = {str(item["question_id"]): item for item in known if "question_id" in item}
-    found, given = tables.answers(path), []
-    images = {str(item["image_id"]) for item in known}
-    is_by_image = any(answer.key in images for answer in found)
-    for answer in found:
-        question = question_of(answer.prompt)
-        given.append((_image_key(answer.key, question) if is_by_image else answer.key, answer))
-    truth = by_image if is_by_image else by_number
-    asked = {} if is_by_image else {key: item["question"] for key, item in truth.items()}
-    joined, faults = joining.join(given, truth, where=str(path), questions=asked)
-    wanted = {key: [str(text) for text in item["answers"]] for key, item in truth.items()}
-    items = _each(joined, wanted, textvqa.accuracy, path)
-    rows = [("accuracy", records.mean(items.values()), len(items))]
-    details = {
-        key: scored.told(item["question"], scored.voted(wanted[key]), joined.get(key), item)
-        for key, item in truth.items()
-    }
-    return scored.Scored(
-        "textvqa", rows[0][1], "accuracy (M4C)", rows, items, faults, details=details
-    )
-
-
-def question_of(prompt: str) -> str:
-    """Return the question in a TextVQA prompt of LLaVA; the prompt itself where it has no other."""
-    if prompt.startswith("OCR tokens: ") and (found := _OLD_PROMPT.search(prompt)):
-        return found[1]
-    lines = [line for line in prompt.split("\n") if line.strip() != "<image>"]
-    if lines and lines[0].startswith(_OCR_TOKENS) and len(lines) > 1:
-        return lines[1]
-    return lines[0] if lines else ""
-
-
-def _image_key(image: Any, question: str) -> str:
-    """Return the id of a TextVQA question whose answer has the id of its image."""
-    return f"{image}: {question.strip().lower()}"
-
-
-def score_vqa(task: str, path: pathlib.Path, files: Sequence[pathlib.Path]) -> scored.Scored:
-    """Score VQAv2 or VizWiz answers as their server does, in the form that LLaVA submits.
-
-    Answers in LLaVA's layout go through `textvqa.normalise` first; a submission is taken as it is.
-    VizWiz is joined by the name of the image: with LLaVA's answers give its question file too.
-    """
-    known = [item for file in files for item in tables.items(file)]
-    truth = {_vqa_key(item): item for item in known if "answers" in item}
-    names = {
-        str(q["question_id"]): q["image"] for q in known if "answers" not in q and "image" in q
-    }
-    if not truth:
-        raise tables.damaged(files[0], "it has no human answers (a field `answers`)")
-    found = tables.answers(path)
-    is_raw = any("text" in answer.record for answer in found)
-    if task == "vizwiz":
-        given = [(str(a.record.get("image") or names.get(a.key, a.key)), a) for a in found]
-    else:
-        given = [(answer.key, answer) for answer in found]
-    asked = {_vqa_key(item): item["question"] for item in known if "question" in item}
-    joined, faults = joining.join(given, truth, where=str(path), questions=asked)
-    wanted = {key: [_word(answer) for answer in item["answers"]] for key, item in truth.items()}
-
-    def measure(text: str, answers: Sequence[str]) -> float:
-        return vqa.accuracy(textvqa.normalise(text) if is_raw else text, answers)
-
-    items = _each(joined, wanted, measure, path)
-    rows = [("accuracy", records.mean(items.values()), len(items))]
-    groups: dict[str, str] = {}
-    for name in _KINDS:
-        parts = _grouped(items, {key: item.get(name) for key, item in truth.items()})
-        rows += parts
-        groups |= dict.fromkeys((part[0] for part in parts), name.replace("_", " ") + "s")
-    note = (
-        "answers were brought to the form that LLaVA submits" if is_raw else "scored as submitted"
-    )
-    details = {}
-    for key, item in truth.items():
-        answer, kinds = joined.get(key), [item.get(name) for name in _KINDS]
-        question = asked.get(key) or (answer.prompt if answer else "")
-        details[key] = scored.told(question, scored.voted(wanted[key]), answer, item, kinds)
-    return scored.Scored(
-        task, rows[0][1], "VQA accuracy", rows, items, faults, [note],
-        groups=groups, details=details,
-    )  # fmt: skip
-
-
-def _vqa_key(item: Mapping[str, Any]) -> str:
-    return str(item.get("question_id", item.get("image")))
-
-
-def _word(answer: Any) -> str:
-    return str(answer["answer"] if isinstance(answer, Mapping) else answer)
-
-
-def _each(
-    joined: Mapping[str, tables.Answer],
-    wanted: Mapping[str, Sequence[str]],
-    measure: Callable[[str, Sequence[str]], float],
-    path: pathlib.Path,
-) -> dict[str, float]:
-    out = {}
-    for key, answers in wanted.items():
-        try:
-            out[key] = measure(joined[key].text, answers) if key in joined else 0.0
-        except ValueError as error:
-            raise tables.damaged(path, f"the annotation of {key}: {error}") from error
-    return out
-
-
-def _grouped(items: Mapping[str, float], names: Mapping[str, Any]) -> list[tuple]:
-    groups: dict[str, list[float]] = {}
-    for key, value in items.items():
-        if names[key] is not None:
-            groups.setdefault(str(names[key]), []).append(value)
-    return [(name, records.mean(part), len(part)) for name, part in sorted(groups.items())]
+    is_whole = {"data_id", "data_type", "question_type_id"} <= set(item)
+    where = {"image": seed.image(item)} if is_whole else item
+    return scored.told(question, item["answer"], answer, where, kinds)
 
 
 def score_mmbench(
     task: str, path: pathlib.Path, files: Sequence[pathlib.Path], resolve: Resolve | None = None
 ) -> scored.Scored:
     """Score MMBench answers against its tsv, or a sheet that has `prediction` and `answer`."""
+    notes: list[str] = []
     if files:
-        rows = [row for file in files for row in tables.items(file, ("index", "A", "B"))]
-        table = {str(row["index"]): row for row in rows}
-        if not any(row.get("answer") for row in rows):
+        read = annotated.items("A", "B", key="index")
+        table = annotated.by_id(files, read, notes, _mmbench_probe)
+        if not any(row.get("answer") for row in table.values()):
             raise errors.SgqlmError(
-                "the table has no answers",
+                NO_ANSWERS,
                 where=str(files[0]),
                 why="MMBench keeps those of its test split, only its server scores it",
                 fix=f"send the sheet of `sgqlm eval submit --task {task}`",
                 code=errors.DATA,
             )
-        if not all(row.get("answer") for row in rows):
+        if not all(row.get("answer") for row in table.values()):
             raise tables.damaged(files[0], "some of its rows have no answer")
         joined, faults = _join(path, table)
         prompts = {key: answer.prompt + LETTERS[task] for key, answer in joined.items()
@@ -428,12 +388,16 @@ def score_mmbench(
     for name in ("dimensions", "categories"):
         out += [(key, *value) for key, value in done[name].items()]
         groups |= dict.fromkeys(done[name], name)
-    notes = [f"{len(done['unmatched'])} answers mean no option by the rules; they count as wrong"]
+    notes += [f"{len(done['unmatched'])} answers mean no option by the rules; they count as wrong"]
     items = {str(key): float(hit) for key, hit in done["hits"].items()}
     return scored.Scored(
         task, done["accuracy"], "circular accuracy", out, items, faults, notes,
         groups=groups, details=_mmbench_told(rows, prompts),
     )  # fmt: skip
+
+
+def _mmbench_probe(row: Mapping[str, Any]) -> None:
+    _mmbench_told([{"answer": "", **row, "prediction": None}], {})
 
 
 def _mmbench_told(rows: Sequence[Mapping], prompts: Mapping[str, str]) -> dict[str, dict]:

@@ -20,6 +20,10 @@ from sgqlm.evals import answers
 from sgqlm.evals.metrics import questions as metrics
 
 TASK = "questions"
+FEWER = (
+    "what was drawn again was left out; --flow=official draws each on its own and keeps all, a "
+    "higher --temperature varies more"
+)
 # answers are drawn milder than questions: at 1.2 a sure answer would vary too
 CONSISTENCY_TEMPERATURE = 0.7
 _MARKS = 32  # more than the roles and marks of two further turns take
@@ -242,14 +246,20 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     return found
 
 
-def measure(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def measure(lines: Sequence[Mapping[str, Any]], *, wanted: int = 0) -> dict[str, Any]:
     """Measure the questions of `read`.
 
+    Args:
+        lines: of the images.
+        wanted: questions that were wanted about each.
+
     Returns:
-        `metrics.measure` of them, `unanswered` (their number), and the means `agreement` and
-        `clip_score` over the questions that have one, None without any.
+        `metrics.measure` of them, `wanted`, `fewer` (the number of images with fewer questions),
+        `unanswered` (their number), and the means `agreement` and `clip_score` over the questions
+        that have one, None without any.
     """
     out = metrics.measure([line["questions"] for line in lines])
+    out |= {"wanted": wanted, "fewer": sum(len(line["questions"]) < wanted for line in lines)}
     out["unanswered"] = sum(len(line.get("unanswered", [])) for line in lines)
     for name in ("agreement", "clip_score"):
         values = [value for line in lines for value in line.get(name, []) if value is not None]
@@ -260,6 +270,9 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def told(found: Mapping[str, Any]) -> list[str]:
     """Return what `measure` found as lines of text."""
     out = metrics.lines(found)
+    if found["fewer"]:
+        few, wanted = found["fewer"], found["wanted"]
+        out.append(f"fewer        {few} images have fewer than {wanted}: {FEWER}")
     if found["unanswered"]:
         out.append(f"unanswered   {found['unanswered']} (empty, or with the marks of a role)")
     if found["agreement"] is not None:

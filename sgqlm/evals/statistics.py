@@ -70,8 +70,8 @@ class Difference:
     Attributes:
         interval: mean difference and its paired bootstrap interval.
         p_value: two-sided, of no difference.
-        test: `McNemar, exact` where all scores are 0 or 1 and items are independent, else
-            `sign-flip permutation`.
+        test: `McNemar, exact` where all scores are 0 or 1 and items are independent,
+            `pair-swap permutation` of a ratio, else `sign-flip permutation`.
         wins: items where the second is better.
         losses: items where the first is better.
     """
@@ -206,6 +206,45 @@ def sign_flip(
         heads = rng.binomial(counts, 0.5, size=(min(block, resamples - start), len(sizes)))
         sums = (2 * heads - counts) @ sizes
         far += int((np.abs(sums) >= abs(values.sum()) - 1e-9).sum())
+    return (1 + far) / (1 + resamples)
+
+
+def swap_pairs(
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    combine: Combine,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> float:
+    """Return the two-sided p value of a permutation test of two scores that are no plain means.
+
+    Under no difference, what the two models have on an item could as well be the other way round.
+    P value as in `sign_flip`.
+
+    Args:
+        first: float[n, c], columns of one model.
+        second: float[n, c], those of the other on the same items.
+        combine: float[r, c] means of the columns -> float[r].
+        groups: as in `bootstrap`; swapped as a whole.
+        resamples: number of permutations.
+        seed: of the draws.
+    """
+    a, b = (_grouped(table, groups)[:, :-1] for table in (first, second))
+    total, change, size = a.sum(0), b - a, len(first)
+    rng = np.random.default_rng(seed)
+    block = max(1, _CELLS // len(change))
+    far = 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+
+        def difference(moved: np.ndarray) -> np.ndarray:
+            return combine((b.sum(0) - moved) / size) - combine((total + moved) / size)
+
+        found = abs(float(difference(np.zeros((1, a.shape[1])))[0]))
+        for start in range(0, resamples, block):
+            heads = rng.integers(0, 2, size=(min(block, resamples - start), len(change)))
+            far += int((np.abs(difference(heads @ change)) >= found - 1e-9).sum())
     return (1 + far) / (1 + resamples)
 
 

@@ -11,13 +11,16 @@ from typing import Any
 
 from sgqlm import errors
 from sgqlm.data import files
-from sgqlm.evals import caption_files, joining, tables
+from sgqlm.evals import annotated, caption_files, joining, tables
+from sgqlm.evals import tasks as tasks_lib
 from sgqlm.evals.metrics import gqa, textvqa
 
 # Columns that LLaVA leaves out of the MMBench sheet; `prediction` is its seventh column.
 _NOT_SENT = ("hint", "category", "source", "image", "comment", "l2-category")
 _PREDICTION_AT = 6
 _NO_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # no .xlsx can hold these
+_HALF = re.compile(r"[\ud800-\udfff]")  # half of a surrogate pair: no text file can hold it
+_MMVET = "v1_"
 
 
 def write(
@@ -47,13 +50,16 @@ def write(
         asked = None
     elif questions is None:
         raise errors.SgqlmError(
-            f"{task} needs its questions", where="--questions", fix="give the file of the split"
+            f"{task} needs its questions", where="--questions", fix=f"give {_named(task)}"
         )
     elif task in caption_files.TASKS:
         asked = _images(task, pathlib.Path(questions))
     else:
         asked = _asked(pathlib.Path(questions))
     given = [(answer.key, answer) for answer in tables.answers(answers)]
+    if task == "mmvet":  # LLaVA's ids are numbers, those of mm-vet.json have its prefix
+        given = [(_mmvet_key(key), answer) for key, answer in given]
+        asked = asked and {_mmvet_key(key): item for key, item in asked.items()}
     truth = dict(given) if asked is None else asked
     joined, faults = joining.join(given, truth, where=str(answers))
     if faults.missing and task not in ("vqav2", "mmbench", "mmbench_cn"):
@@ -75,10 +81,19 @@ def _asked(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     value = tables.load(path)
     if isinstance(value, dict) and value and all("answer" in q for q in value.values() if q):
         return value  # GQA: id -> question
-    items = value if isinstance(value, list) else tables.items(path)
-    name = "index" if items and "index" in items[0] else "question_id"
-    tables.need(items, (name,), path)
-    return {str(item[name]): item for item in items}
+    first = value[0] if isinstance(value, list) and value else {}
+    name = "index" if "index" in first else "question_id"
+    return annotated.by_id([path], annotated.items(key=name), [])
+
+
+def _named(task: str) -> str:
+    """Return the names of the files that have the questions of a benchmark."""
+    about = tasks_lib.get(task)
+    return " or ".join(about.all_questions or about.files)
+
+
+def _mmvet_key(key: str) -> str:
+    return _MMVET + key.removeprefix(_MMVET)
 
 
 def _images(task: str, path: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -95,7 +110,8 @@ def _images(task: str, path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def _json(value: Any, indent: int | None = None) -> bytes:
-    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # half a surrogate pair: its escape in json
 
 
 def _listed(row: Callable[[str, str, Mapping], dict[str, Any]]) -> Callable[..., bytes]:
@@ -120,14 +136,15 @@ def _seed(texts: Mapping[str, str], asked: Mapping[str, Mapping], out: pathlib.P
 
 
 def _mmvet(texts: Mapping[str, str], asked: Mapping, out: pathlib.Path) -> bytes:
-    return _json({f"v1_{key}": text for key, text in texts.items()}, indent=2)
+    return _json(texts, indent=2)
 
 
 def _mmbench(texts: Mapping[str, str], asked: Mapping[str, Mapping], out: pathlib.Path) -> bytes:
     first = next(iter(asked.values()))
     columns = [name for name in first if name not in (*_NOT_SENT, "prediction")]
     columns.insert(_PREDICTION_AT, "prediction")
-    rows = [[{**row, "prediction": texts[key]}[c] for c in columns] for key, row in asked.items()]
+    said = {key: _HALF.sub("\ufffd", text) for key, text in texts.items()}
+    rows = [[{**row, "prediction": said[key]}[c] for c in columns] for key, row in asked.items()]
     kinds: dict[str, Callable] = {".tsv": _tsv, ".xlsx": _xlsx}
     if out.suffix not in kinds:
         raise errors.SgqlmError(
@@ -150,7 +167,7 @@ def _xlsx(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
     except ImportError as error:
         raise errors.SgqlmError(
             "a sheet for the MMBench server needs the package openpyxl",
-            fix="pip install 'sgqlm[submit]', or give an --out that ends with .tsv",
+            fix="pip install -e '.[submit]' in the clone, or give an --out that ends with .tsv",
             code=errors.RESOURCES,
         ) from error
     book = openpyxl.Workbook(write_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sgqlm.evals import comparing, measured, published, statistics
-from sgqlm.viz import pages
+from sgqlm.viz import eval_report, pages
 
 REPORT = "sgqlm eval report"
 _ROUND = (100, 200, 500, 1000)
@@ -26,6 +26,9 @@ def build(reports: Sequence[measured.Report], *, wrong: int = 40) -> dict[str, A
     """
     parts = [_part(report, wrong) for report in reports]
     shown = {"table": table(parts), "together": together(parts)}
+    for group in shown["together"]:
+        told = comparing.other_settings([one for one in reports if one.task == group["task"]])
+        group["notes"] = [f"{group['task']}: {told}"] if told else []
     return {"kind": REPORT, "reports": parts, **shown}
 
 
@@ -50,6 +53,7 @@ def _part(report: measured.Report, wrong: int) -> dict:
         "faults": {kind: count for kind, count in report.faults.items() if count},
         "families": [_family(report, *found) for found in charts(report)],
         "is_open": report.is_open,
+        "is_graded": report.is_graded,
         "wrong": _wrong(report, wrong),
     }
 
@@ -88,6 +92,8 @@ def graded(part: Mapping[str, Any], score: float) -> tuple[str, str]:
         part: of `reports` of `build`, or of `tasks` of `compared`.
         score: as the report has it.
     """
+    if part.get("is_graded"):
+        return f"grade {number(score)} of 10", ""
     if part["is_open"]:
         scale = 1 if part["unit"] == "points" else 100
         return f"{part['metric']} {number(scale * score, digits=2)}", ""
@@ -167,7 +173,8 @@ def together(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         One a benchmark of several models: `task`, `unit`, `names` of the models and `families`,
-        whose rows have `bars` (`value` and `interval`, or None) in the order of the names.
+        whose rows have `bars` (`value`, `interval` and `count`, or None) in the order of the
+        names.
     """
     by_task: dict[tuple, list[Mapping]] = {}
     for part in parts:
@@ -176,8 +183,11 @@ def together(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (task, metric, unit), same in by_task.items():
         if len(same) < 2:
             continue
-        bars = [{"value": part["score"], "interval": part["interval"]} for part in same]
-        head = {"name": metric, "count": None, "bars": bars}
+        bars = [
+            {"value": part["score"], "interval": part["interval"], "count": part["count"] or None}
+            for part in same
+        ]
+        head = {"name": metric, "bars": bars}
         titles = dict.fromkeys(f["title"] for part in same for f in part["families"])
         found = [_side_by_side(title, same) for title in titles]
         most = highest(task, metric, [bar["value"] for bar in bars])
@@ -197,7 +207,6 @@ def _side_by_side(title: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, A
         "rows": [
             {
                 "name": name,
-                "count": next((part[name]["count"] for part in rows if name in part), None),
                 "bars": [_bar(part[name]) if name in part else None for part in rows],
             }
             for name in names
@@ -206,7 +215,7 @@ def _side_by_side(title: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, A
 
 
 def _bar(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"value": row["value"], "interval": row["interval"]}
+    return {name: row[name] for name in ("value", "interval", "count")}
 
 
 def scaled(report: measured.Report, value: float | None) -> float | None:
@@ -322,12 +331,13 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines += [f"- {name}: {why}" for name, why in found["table"]["absent"].items()]
     for part in found["together"]:
         lines += ["", f"## {part['task']}: {plain(', '.join(part['names']))}"]
+        lines += ["", *(f"- {plain(note)}" for note in part["notes"])] if part["notes"] else []
         for family in part["families"]:
-            rows = [
-                [row["name"], *(number(bar and bar["value"], digits=2) for bar in row["bars"])]
-                for row in family["rows"]
-            ]
-            lines += ["", *rows_of([family["title"], *part["names"]], rows)]
+            rows = []
+            for row in family["rows"]:
+                values = [number(bar and bar["value"], digits=2) for bar in row["bars"]]
+                rows.append([row["name"], *values, eval_report.sizes(row["bars"])])
+            lines += ["", *rows_of([family["title"], *part["names"], "questions"], rows)]
     for part in found["reports"]:
         lines += ["", f"## {part['task']}: {plain(part['name'])}", "", *_about(part)]
         for family in part["families"]:

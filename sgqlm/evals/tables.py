@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -77,13 +78,15 @@ def _records(path: str | os.PathLike) -> list[Any]:
         return [value]
     if _is_header(value):
         raise damaged(path, "it has no answers under its first line")
+    if any(name in value for name in TEXTS):
+        return [value]  # one answer, and it has no id
     if "correct" in value and "incorrect" in value:  # LLaVA's ScienceQA output, in two lists
         return [*value["correct"], *value["incorrect"]]
     if isinstance(value.get("outputs"), Mapping):  # LLaVA's ScienceQA result
         value = value["outputs"]
     if len(value) and all(isinstance(text, str | None) for text in value.values()):
         return [{"question_id": key, "text": text} for key, text in value.items()]
-    return [value] if records.first(value, TEXTS) is not None else _listed(value, path)
+    return _listed(value, path)
 
 
 def _is_record(value: Mapping) -> bool:
@@ -183,18 +186,32 @@ def read_text(path: pathlib.Path) -> str:
     """
     if not path.is_file():
         raise errors.SgqlmError("there is no such file", where=str(path), fix="correct the path")
+    try:
+        return read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n")
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+
+
+def read_bytes(path: pathlib.Path) -> bytes:
+    """Return the content of a file, unpacked where its name ends with `.gz`.
+
+    Raises:
+        SgqlmError: it is packed and damaged.
+    """
     data = path.read_bytes()
     try:
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except (OSError, EOFError, ValueError) as error:
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
         raise damaged(path, str(error)) from error
 
 
 def _table(path: pathlib.Path, text: str, delimiter: str) -> list[dict[str, Any]]:
     before = csv.field_size_limit(sys.maxsize)  # MMBench has its images in a column
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     try:
-        rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+        rows = list(reader)
+    except csv.Error as error:  # such as a bare carriage return
+        raise damaged(path, f"line {reader.reader.line_num}: {error}") from error
     finally:
         csv.field_size_limit(before)
     if not rows:

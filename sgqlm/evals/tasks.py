@@ -103,9 +103,17 @@ def locate(task: Task, root: pathlib.Path, files: Sequence[pathlib.Path] = ()) -
         SgqlmError: there is no question file, or it is not clear which one is meant.
     """
     folders = [root / name for name in task.folders if (root / name).is_dir()]
+    if len(files) > 1 and task.name not in _SEVERAL:
+        raise errors.SgqlmError(
+            f"{task.name} has one question file", where="--questions",
+            why=f"{len(files)} are given", fix="give one; other splits with another --out",
+        )  # fmt: skip
     if files:
         return _place(task, root, (folders or [root])[0], tuple(files))
-    places = [(folder, ("", "*/")) for folder in folders] + [(root, ("",))]
+    # below the folder of another benchmark lie its questions
+    is_own = not any((root / name).is_dir() for name in _FOLDERS)
+    depths = ["", "*/"]
+    places = [*((folder, depths) for folder in folders), (root, depths if is_own else [""])]
     for folder, depths in places:
         for pattern in task.files:
             found = _glob(folder, pattern, depths)
@@ -187,6 +195,7 @@ def limited(task: Task, asked: Sequence[questions.Question], limit: int) -> list
     return [at for at, key in enumerate(keys) if key in chosen]
 
 
+_SEVERAL = ("pope", *caption_files.TASKS)  # may have several question files
 CAPTION = (  # of SQ-LLaVA's question file for COCO; the other sets are asked the same
     "Provide a brief description of the given image, your answer should be in one sentence."
 )
@@ -392,3 +401,5 @@ TASKS: Mapping[str, Task] = {
         ),
     )
 }
+# names of folders of benchmarks; POPE's own has a folder `coco`
+_FOLDERS = frozenset(name for task in TASKS.values() for name in task.folders) - {"coco"}

@@ -2,9 +2,10 @@
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sgqlm import errors
-from sgqlm.evals import joining, scored, tables
+from sgqlm.evals import annotated, joining, scored, tables
 from sgqlm.evals.metrics import mme, pope, records
 
 # Order of the categories in the ids of LLaVA's question file, and lines of the revision that LLaVA
@@ -41,7 +42,7 @@ def score_pope(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) -
 
 
 def _pope_joined(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) -> scored.Scored:
-    groups, labels = _pope_groups(answers, files)
+    groups, labels, notes = _pope_groups(answers, files)
     parts, faults, where = {}, joining.Faults(), ", ".join(map(str, answers))
     asked = {name: truth for name, truth in labels.items() if groups.get(name)} or labels
     for name, truth in asked.items():
@@ -64,6 +65,7 @@ def _pope_joined(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path])
         }
         parts[name] = _measure(where, texts, list(wanted.values())) | {"details": told}
     done = _pope(parts, faults)
+    done.notes += notes
     done.notes += [f"no labels of {name}: left out" for name in groups]
     done.notes += [f"no answers to {name}: left out" for name in labels if name not in asked]
     return done
@@ -71,17 +73,19 @@ def _pope_joined(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path])
 
 def _pope_groups(
     answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]
-) -> tuple[dict[str, list[tuple[str, tables.Answer]]], dict[str, dict[str, dict]]]:
-    """Return (id, answer) by category, and the labels by category and id."""
-    labels, asked = {}, {}
+) -> tuple[dict[str, list[tuple[str, tables.Answer]]], dict[str, dict[str, dict]], list[str]]:
+    """Return (id, answer) by category, the labels by category and id, and notes."""
+    asked, notes = {}, []
+    parts: dict[str, list] = {}
     for file in files:
-        for item in tables.items(file, ("question_id", "text")):
-            if "label" in item:
-                labels.setdefault(_pope_category(file), {})[_number(file, item["question_id"])] = (
-                    item
-                )
-            elif "category" in item:
-                asked[str(item["question_id"])] = item["category"]
+        found = tables.items(file, ("question_id", "text"))
+        if any("label" in item for item in found):
+            parts.setdefault(_pope_category(file), []).append(file)
+        asked |= {str(q["question_id"]): q["category"] for q in found if "category" in q}
+    labels = {
+        name: annotated.by_id(same, _pope_labels, notes, lambda q: pope.score([""], [q["label"]]))
+        for name, same in parts.items()
+    }
     if not labels:
         raise tables.damaged(files[0], "it has no labels")
     given = [(path, answer) for path in answers for answer in tables.answers(path)]
@@ -90,7 +94,12 @@ def _pope_groups(
     for path, answer in given:
         name = _category_of(path, answer, asked, labels, len(blocks) == 1)
         groups.setdefault(name, []).append((_number(path, answer.key), answer))
-    return groups, labels
+    return groups, labels, notes
+
+
+def _pope_labels(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    found = tables.items(path, ("label", "text"))
+    return [(_number(path, item["question_id"]), item) for item in found]
 
 
 def _category_of(
@@ -176,12 +185,12 @@ def score_mme(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) ->
     """
     faults, where = joining.Faults(), ", ".join(map(str, answers))
     groups: dict[str, list] = {}
-    details = {}
+    details, doubled = {}, []
     if not files:
         said = [(category, row[:3], row[3]) for _, category, row in _mme_rows(answers, 4)]
         faults.empty = [f"{category}/{row[0]}" for category, row, text in said if not text]
     else:
-        truth = {key: (category, row[:3]) for key, category, row in _mme_rows(files, 3)}
+        truth = annotated.by_id(files, _mme_truth, doubled)
         found = [answer for path in answers for answer in tables.answers(path)]
         given = [(_mme_key(*_place(a.key), a.prompt), a) for a in found]
         joined, faults = joining.join(given, truth, where=where)
@@ -200,7 +209,7 @@ def score_mme(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) ->
         raise tables.damaged(where, str(error)) from error
     rows = [(name, done[name], None) for name in ("perception", "cognition")]
     rows += [(name, part["score"], part["count"]) for name, part in done["by_category"].items()]
-    notes = ["points: perception of 2000, cognition of 800"]
+    notes = [*doubled, "points: perception of 2000, cognition of 800"]
     if done["missing"]:
         notes.append(f"categories that are not there: {', '.join(done['missing'])}")
     if other := sum(part["other"] for part in done["by_category"].values()):
@@ -210,6 +219,10 @@ def score_mme(answers: Sequence[pathlib.Path], files: Sequence[pathlib.Path]) ->
         "mme", done["perception"], "perception", rows, done["items"], faults, notes,
         groups=charts, details=details,
     )  # fmt: skip
+
+
+def _mme_truth(path: pathlib.Path) -> list[tuple[str, tuple[str, tuple[str, ...]]]]:
+    return [(key, (category, row[:3])) for key, category, row in _mme_rows([path], 3)]
 
 
 def _mme_rows(

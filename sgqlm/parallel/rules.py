@@ -218,7 +218,8 @@ def _check_divisible(path, shape, axes, mesh: Mapping[str, int]):
             raise errors.SgqlmError(
                 f"the parameter {path} of shape {tuple(shape)} does not divide over the mesh",
                 where=f"dimension {position} ({axis}, {size}) over {parts} devices",
-                fix="change config.train.mesh so that the size is a multiple of its axes",
+                fix="change the mesh (--mesh, in training config.train.mesh) so that the size is a "
+                "multiple of its axes",
             )
 
 

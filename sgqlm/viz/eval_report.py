@@ -108,8 +108,8 @@ def chart(rows: Sequence[Mapping[str, Any]], *, highest: float | int = 100) -> s
     """Return horizontal bars, each under its name, with intervals as whiskers.
 
     Args:
-        rows: `name`, `count`, and `value` (None: a dash) with `interval` (`low` and `high`, or
-            None), or `bars`: several of these two, one a model; None where a model has none.
+        rows: `name`, and `value` (None: a dash) with `interval` (`low` and `high`, or None) and
+            `count`, or `bars`: several of these three, one a model; None where a model has none.
         highest: the value of a full bar.
 
     Returns:
@@ -119,7 +119,7 @@ def chart(rows: Sequence[Mapping[str, Any]], *, highest: float | int = 100) -> s
     for row in rows:
         bars = row.get("bars") or [row]
         shown = [_value(bar, with_interval=len(bars) == 1) for bar in bars]
-        count = f", n = {row['count']:,}" if row.get("count") else ""
+        count = f", n = {told}" if (told := sizes(bars)) else ""
         name, told = str(row["name"]), " / ".join(shown) + count
         room = 50 - len(told)
         short = name if len(name) <= room else name[: max(room - 1, 1)] + "…"
@@ -136,6 +136,20 @@ def chart(rows: Sequence[Mapping[str, Any]], *, highest: float | int = 100) -> s
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {y}" width="100%" role="img" '
         f'aria-label="bars" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )
+
+
+def sizes(bars: Sequence[Mapping[str, Any] | None]) -> str:
+    """Return over how many questions bars are: `3,757`, or `2 / 3,757` where they differ.
+
+    Args:
+        bars: `count` of each, None or absent where it is not known; None for no bar.
+    """
+    counts = [bar.get("count") if bar else None for bar in bars]
+    known = {count for bar, count in zip(bars, counts, strict=True) if bar}
+    if known <= {None}:
+        return ""
+    counts = list(known) if len(known) == 1 else counts
+    return " / ".join("–" if count is None else f"{count:,}" for count in counts)
 
 
 def _value(bar: Mapping[str, Any] | None, *, with_interval: bool = True) -> str:
@@ -279,7 +293,7 @@ def graph(
     loudest = (
         [words[at] for at in heard.argmax(1)] if words and heard.size else ["–"] * len(numbers)
     )
-    labels = [label or "–" for label in entities.labels]
+    labels = [label or "–" for label in entities.labels or [""] * len(entities)]
     rows = [
         [number, label, f"{share:.3f}", word]
         for number, label, share, word in zip(numbers, labels, node_attention, loudest, strict=True)

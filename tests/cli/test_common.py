@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import signal
 import threading
 
@@ -177,3 +178,30 @@ def test_host_devices_are_shared_by_the_processes(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     common.force_host_devices(config.Config(train=config.TrainConfig(mesh={"data": 8})))
     assert common.os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=4"
+
+
+def test_an_output_that_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for path in (tmp_path / "file" / "x.json", pathlib.Path("/proc/none/x.json")):
+        with pytest.raises(errors.SgqlmError, match="the output cannot be written") as caught:
+            common.check_file(path, (".json",))
+        assert (caught.value.code, caught.value.where) == (errors.USAGE, f"--out={path}")
+    common.check_file(tmp_path / "new" / "deep" / "x.json", (".json",))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(errors.SgqlmError, match="lies in a file") as caught:
+        common.check_folder(tmp_path / "file" / "a" / "b", "--unpack")
+    assert caught.value.where.startswith("--unpack=")
+    common.check_folder(tmp_path / "new" / "deep")
+
+
+def test_mistakes_that_argparse_finds_are_told_as_all_others():
+    parser = common.Parser(prog="sgqlm eval --tasks=...")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("answers")
+    with pytest.raises(errors.SgqlmError) as caught:
+        parser.parse_args(["--limit=x", "a"])
+    block = "invalid int value: 'x'\n  where: --limit\n  fix: `sgqlm eval --tasks=gqa --help`"
+    assert str(caught.value).startswith(block) and caught.value.code == errors.USAGE
+    with pytest.raises(errors.SgqlmError, match="required: answers") as caught:
+        parser.parse_args([])
+    assert caught.value.where == "sgqlm eval --tasks=..."

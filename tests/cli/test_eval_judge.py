@@ -112,7 +112,7 @@ def test_llava_bench_is_judged_in_one_command(wild, service, capsys):
     assert run(*words, *at(service)) == errors.OK
     seen = capsys.readouterr()
     assert "llava_wild judge 3/3 4,500 tokens" in seen.err and "words of ours" in seen.out
-    assert "1 reviews have no two scores" in seen.out and "judge: some/judge" in seen.out
+    assert "1 of 3 reviews have no two scores" in seen.out and "judge: some/judge" in seen.out
     report = told(out)
     assert report["score"] == pytest.approx((4 + 6 - 1) / (8 + 8 - 1)) and report["count"] == 3
     assert report["details"]["0"]["given"] == "thing 0"
@@ -354,12 +354,26 @@ def test_replies_that_cannot_be_read_are_told_and_asked_for_again(wild, service,
     service.answers += ["8 4", "sorry", "8 4"]
     assert run(*words, "--judge-retry") == errors.OK and len(service.asked) == 6
     seen = capsys.readouterr()
-    assert "1 reviews have no two scores (of 3); they count as -1" in seen.out
+    assert "1 of 3 reviews have no two scores; they count as -1" in seen.out
     old = wild / "model_some-judge-review-replaced.jsonl"
     assert str(old) in seen.out and old.read_text().count("sorry") == 3
     service.answers += ["8 4"]
     assert run(*words, "--judge-retry") == errors.OK and len(service.asked) == 7
-    assert "50.00 %  of 3" in capsys.readouterr().out
+    seen = capsys.readouterr().out
+    assert "50.00 %  of 3" in seen and str(old) in seen
+    assert run(*words) == errors.OK and str(old) not in capsys.readouterr().out
+
+
+def test_grades_of_an_evaluation_say_how_its_report_gets_them(wild, service, capsys):
+    service.answers += ["8 4"] * 3
+    said = (wild / "model.jsonl").rename(wild / "answers.jsonl")
+    report = wild / "report.json"
+    files.value(report, {"task": "llava_wild", "score": None})
+    words = [said if word == wild / "model.jsonl" else word for word in wild_words(wild)]
+    assert run(*words, *at(service)) == errors.OK
+    assert f"next: for these figures in {report}, give the command" in capsys.readouterr().out
+    assert run(*words, *at(service), f"--out={report}") == errors.OK
+    assert "next:" not in capsys.readouterr().out and len(service.asked) == 3
 
 
 def test_grades_that_cannot_be_read_are_asked_for_again(vet, service, capsys):
@@ -477,6 +491,10 @@ def test_questions_answers_and_grades_in_one_command(tmp_path, service, capsys):
     assert run(*words) == errors.RESOURCES
     assert "not scored" in capsys.readouterr().out
     service.answers += ["8 4", "8 4"]
-    assert run(*words) == errors.OK and len(service.asked) == 4
+    said = tmp_path / "out" / "llava_wild" / "answers.jsonl"
+    scoring = ["score", said, "--task=llava_wild", "--annotations", folder, *at(service)]
+    assert run(*scoring) == errors.OK and len(service.asked) == 4
+    assert "next: for these figures in" in capsys.readouterr().out
+    assert run(*words) == errors.OK and len(service.asked) == 4  # as it has said
     report = told(tmp_path / "out" / "llava_wild" / "report.json")
     assert report["score"]["score"] == 0.5 and report["score"]["judge"].startswith("some/judge")

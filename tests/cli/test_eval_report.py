@@ -114,6 +114,17 @@ def test_two_models_are_compared(place, capsys):
     assert (place / "out" / "comparison.md").read_text().startswith("# Comparison")
 
 
+def test_a_report_that_does_not_tell_its_questions(place, capsys):
+    path = place / "runs" / "a" / "pope.json"
+    told = json.loads(path.read_text())
+    del told["details"]
+    path.write_text(json.dumps(told))
+    assert run("report", path, "--out", place / "out") == errors.OK
+    assert "pope, a: the report has no `details`" in capsys.readouterr().err
+    assert run("compare", path, place / "runs" / "b") == errors.OK
+    assert "a: the report has no `details`" in capsys.readouterr().out
+
+
 def test_other_questions_are_refused(place, capsys):
     reports.pope(place / "runs" / "c", "nynynynyn", count=9)
     words = ["compare", place / "runs" / "a", place / "runs" / "c", "--out", place / "out"]
@@ -141,7 +152,7 @@ def test_mistakes_are_told(place, capsys):
         assert run(*words) == code
         assert text in capsys.readouterr().err
     assert not (place / "out").exists()
-    with pytest.raises(SystemExit):
+    with pytest.raises(errors.SgqlmError, match="--out"):
         eval_report.run([str(runs)])
 
 

@@ -53,11 +53,11 @@ def test_mistakes_are_told(place, capsys):
     assert run("score", place / "a.jsonl", "--task=pope") == errors.USAGE
     assert "nothing to compare" in capsys.readouterr().err
     assert run("score", place / "a.jsonl", "--task=pope", "--annotation=x", "--x") == errors.USAGE
+    capsys.readouterr()
     for words in (["--task=nothing"], []):
-        with pytest.raises(SystemExit) as stopped:
-            eval_score.run([str(place / "a.jsonl"), *words])
-        assert stopped.value.code == errors.USAGE
-    assert "textvqa" in capsys.readouterr().err
+        assert run("score", place / "a.jsonl", *words) == errors.USAGE
+        told = capsys.readouterr().err
+        assert told.startswith("error: ") and "`sgqlm eval score --help`" in told
 
 
 def test_a_submission_is_written(place, capsys):
@@ -72,3 +72,41 @@ def test_a_submission_is_written(place, capsys):
     assert "1 questions have no answer; an empty one is sent" in seen and "not sent" in seen
     assert run("submit", place / "a.jsonl", "--task=seed", f"--out={out}") == errors.USAGE
     assert "--questions" in capsys.readouterr().err
+
+
+def test_the_report_outlives_its_reader_and_names_the_model(place, monkeypatch):
+    def leave(*words):
+        raise BrokenPipeError
+
+    answers, told = place / "a.jsonl", place / "told.json"
+    words = [str(answers), "--task=pope", f"--annotations={place / 'coco_pope_random.json'}"]
+    monkeypatch.setattr(eval_score.scored.Scored, "lines", leave)
+    for name in ("m", ""):
+        lines = [json.loads(line) for line in answers.read_text().splitlines()]
+        whole = [line | {"model_id": name or at} for at, line in enumerate(lines)]
+        answers.write_text("".join(json.dumps(line) + "\n" for line in whole))
+        with pytest.raises(BrokenPipeError):
+            eval_score.run([*words, f"--out={told}"])
+        assert json.loads(told.read_text()).get("settings") == ({"model_id": "m"} if name else None)
+
+
+def test_what_no_server_scores_is_not_sent(place, capsys):
+    for task in ("textvqa", "scienceqa", "pope", "llava_wild"):
+        words = ("submit", place / "a.jsonl", f"--task={task}", f"--out={place / 'x.json'}")
+        assert run(*words) == errors.USAGE
+        assert f"sgqlm eval score ANSWERS --task={task}" in capsys.readouterr().err
+    assert run(*words[:2], "--task=vqav", words[3]) == errors.USAGE
+    assert "did you mean vqav2?" in capsys.readouterr().err
+
+
+def test_the_report_names_the_files_of_a_folder(place, capsys):
+    (place / "pope" / "coco").mkdir(parents=True)
+    label = {"question_id": 1, "text": "Is it?", "label": "yes"}
+    file = place / "pope" / "coco" / "coco_pope_random.json"
+    file.write_text(json.dumps(label))
+    (place / "p.jsonl").write_text(json.dumps({"question_id": 1, "text": "Yes"}))
+    out = place / "report.json"
+    words = ("score", place / "p.jsonl", "--task=pope", "--annotations", place / "pope")
+    assert run(*words, f"--out={out}") == errors.OK
+    told = json.loads(out.read_text())
+    assert told["annotations"] == [str(file)] and str(file) in told["sha256"]

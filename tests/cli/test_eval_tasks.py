@@ -63,7 +63,7 @@ def test_captions_are_answered_and_sent_without_the_package_that_scores_them(
     monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
     assert run(trained, captions, ",".join(files.CAPTIONS), tmp_path, *FAST) == errors.OK
     seen = capsys.readouterr().out
-    assert seen.count("not scored") == 4 and "pip install 'sgqlm[caption]'" in seen
+    assert seen.count("not scored") == 4 and "pip install -e '.[caption]'" in seen
     ids = {name: [key for key, _ in texts(tmp_path, name)] for name in files.CAPTIONS}
     assert ids["coco_caption"][0] == 391895 and ids["nocaps"] == [0, 1, 2, 3]
     assert ids["flickr30k"][0] == "1007129816.jpg"
@@ -95,7 +95,8 @@ def test_official_files_of_every_kind(trained, ours, tmp_path, capsys):
     assert "circular" in seen and "mean F1" in seen and "VQA accuracy" in seen
     assert [told(out, name)["answers"] for name in names.split(",")] == [7, 7, 3, 3, 3, 3, 3]
     assert "judge" in seen and told(out, "llava_wild")["score"] is None
-    assert [told(out, n)["score"]["count"] for n in ("mmbench", "vqav2", "pope")] == [3, 3, 3]
+    assert [told(out, n)["score"]["count"] for n in ("vizwiz", "vqav2", "pope")] == [3, 3, 3]
+    assert told(out, "mmbench")["score"]["count"] == 3
     # the broken pictures are two rolls of the last item
     assert len(told(out, "mmbench")["failed"]) == 2 and "cannot be decoded" in seen
     line = answers(out, "mmbench")[-1]
@@ -212,6 +213,11 @@ def test_entities_come_from_a_store_by_the_image(trained, ours, tmp_path, capsys
     given = f"--entities={store}"
     assert run(trained, ours, "seed", tmp_path / "a", *words, given) == errors.DATA
     assert "lacks 1 images of seed" in capsys.readouterr().err
+    wrong = f"--entities={tmp_path / 'stores'}"
+    assert run(trained, ours, "vqav2", tmp_path / "a", *words, wrong) == errors.DATA
+    seen = capsys.readouterr().err
+    assert "none of vqav2" in seen and str(tmp_path / "stores" / "vqav2") in seen
+    assert "why: there are seed\n" in seen
     # extracted from the folder of all benchmarks; one extraction failed
     rows = [(f"seed_bench/{names[0]}", found), (f"seed_bench/{names[1]}", "broken")]
     records.write_entities(store, [*rows, (f"seed_bench/{names[2]}", found)])
@@ -253,6 +259,11 @@ def test_errors_are_noted_and_asked_again_on_request(trained, ours, tmp_path, ca
         (("--tasks=gqq",), errors.USAGE, "did you mean gqa? known: "),
         (("--tasks=relation",), errors.USAGE, "did you mean relations? known: "),
         (("--tasks=zzz",), errors.USAGE, ",scenes,relations"),
+        (("--tasks=sqa",), errors.USAGE, "did you mean scienceqa? known: "),
+        (("--tasks=GQA",), errors.USAGE, "did you mean gqa? known: "),
+        (("--tasks=mme",), errors.USAGE, "sgqlm eval score ANSWERS --task mme"),
+        (("--tasks=gqa", "--unpack=/dev/null"), errors.USAGE, "the output is a file"),
+        (("--tasks=gqa", "--limit=x"), errors.USAGE, "where: --limit\n"),
         (("--tasks=pope", "--limit=-3"), errors.USAGE, "or give 0, which is the same"),
         (("--tasks=gqa",), errors.DATA, "the questions of gqa are not there"),
         (("--tasks=pope", "--mode=sgcls"), errors.USAGE, "--mode is a flag of relations"),
@@ -270,11 +281,14 @@ def test_errors_are_noted_and_asked_again_on_request(trained, ours, tmp_path, ca
     ],
 )
 def test_mistakes_are_told_before_the_work(trained, ours, tmp_path, capsys, words, code, message):
+    room = ""
     if "had no" in message:
         words, message = (*words, "--max-new-tokens=600"), "too few for"
+        room = "or less, which leaves room for the longest question"
     given = (f"--checkpoint={trained}", f"--root={ours}", f"--out={tmp_path / 'out'}")
     assert main.main(["eval", *given, *words]) == code
-    assert message in capsys.readouterr().err
+    seen = capsys.readouterr().err
+    assert message in seen and room in seen
     assert not (tmp_path / "out").exists()
 
 

@@ -2,8 +2,10 @@ import builtins
 import errno
 import keyword
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -154,3 +156,13 @@ def test_an_error_fits_on_one_line():
     error = errors.SgqlmError("no such file", where="a.json", why="it was moved", fix="correct it")
     assert error.line == "no such file (a.json): it was moved; correct it"
     assert errors.SgqlmError("no\n  file").line == "no file"
+
+
+def test_sigterm_during_the_imports_is_no_failure(monkeypatch, capsys):
+    def slow(name):
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(1)
+
+    monkeypatch.setattr(main.importlib, "import_module", slow)
+    assert main.main(["eval"]) == errors.PREEMPTED
+    assert "nothing has begun" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw
 
 from sgqlm import errors
 from sgqlm.cli import picture
+from sgqlm.entities import extract, inputs, regions
 from sgqlm.evals import scenes
 from tests import tiny_model
 
@@ -54,12 +55,28 @@ def test_a_scene_is_that_of_the_test_split():
     assert opened() == (None, None)
 
 
-def test_what_is_not_there_is_refused(tmp_path, capsys):
+def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(errors.SgqlmError, match="no such picture") as caught:
         opened(f"--image={tmp_path / 'b.jpg'}")
     assert caught.value.code == errors.DATA
     with pytest.raises(errors.SgqlmError, match="from 0 on"):
         opened("--scene=-1")
-    with pytest.raises(SystemExit):
+    with pytest.raises(errors.SgqlmError, match="not allowed with"):
         opened("--scene=1", "--image=a.jpg")
-    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_entities_of_a_store_belong_to_the_content_of_the_picture(photo, tmp_path, capsys):
+    Image.new("RGB", (20, 20)).save(tmp_path / "other.png")
+    store = tmp_path / "store"
+    extract.run(regions.RegionsExtractor(), inputs.from_folder(tmp_path), store)
+    photo = photo.rename(tmp_path / "moved.jpg")
+    wanted = opened(f"--image={photo}")[1]
+    found = opened(f"--image={photo}", f"--entities={store}")[1]
+    np.testing.assert_array_equal(found.boxes, wanted.boxes)
+    assert str(store) in capsys.readouterr().err
+    Image.new("RGB", (30, 20)).save(tmp_path / "new.png")
+    with pytest.raises(errors.SgqlmError, match="lacks the picture") as caught:
+        opened(f"--image={tmp_path / 'new.png'}", f"--entities={store}")
+    assert caught.value.code == errors.DATA
+    with pytest.raises(errors.SgqlmError, match="no entities store"):
+        opened(f"--image={photo}", "--entities=extrct")

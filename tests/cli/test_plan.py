@@ -154,7 +154,7 @@ def test_a_slice_without_libtpu_is_refused_before_tracing(monkeypatch, capsys):
     assert code == errors.RESOURCES
     err = capsys.readouterr().err
     assert "needs the package libtpu" in err
-    assert "sgqlm[tpu-compile]" in err
+    assert "'.[tpu-compile]'" in err
 
 
 def test_a_plan_that_cannot_be_written(small, tmp_path, capsys):

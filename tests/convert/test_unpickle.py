@@ -316,7 +316,7 @@ def test_torch_is_not_installed(tmp_path, monkeypatch):
     file = stub(monkeypatch, tmp_path, "raise ImportError('none')")
     with pytest.raises(errors.SgqlmError, match="torch is not installed") as caught:
         tensors.open_files(file)
-    assert 'pip install "sgqlm[hf]"' in caught.value.fix
+    assert "pip install -e '.[hf]'" in caught.value.fix
 
 
 def test_a_process_that_dies_or_hangs_is_told(tmp_path, monkeypatch):

@@ -222,7 +222,7 @@ def test_without_torch_regions_still_work(monkeypatch):
     given = {f"{part}_weights": "x" for part in ("tagger", "detector", "segmenter")}
     with pytest.raises(errors.SgqlmError, match="torch") as caught:
         settings.make(dataclasses.replace(settings.preset("paper"), **given))
-    assert 'pip install "sgqlm[entities]"' in caught.value.fix
+    assert "pip install -e '.[entities]'" in caught.value.fix
     with pytest.raises(errors.SgqlmError, match="sam needs torch"):
         settings.make_segmenter(settings.ExtractorConfig(segmenter_weights="x"))
     assert settings.make_segmenter(settings.ExtractorConfig(segmenter="box")).name == "box"

@@ -29,7 +29,7 @@ def test_without_ray_the_remedy_is_told(monkeypatch, tmp_path):
     sources = inputs.from_folder(drawn.draw(tmp_path / "photos", 1))
     with pytest.raises(errors.SgqlmError, match="Ray is not installed") as caught:
         extract.run(drawn.Counting, sources, tmp_path / "out", engine=engine.Ray(2))
-    assert caught.value.code == errors.RESOURCES and "sgqlm[entities]" in caught.value.fix
+    assert caught.value.code == errors.RESOURCES and ".[entities]" in caught.value.fix
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 

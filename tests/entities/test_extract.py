@@ -248,3 +248,12 @@ def test_a_store_written_in_one_go_is_reused_as_one_shard(photos, tmp_path):
         again = drawn.Counting()
         assert run(photos, out, again, shard_size=2).reused == 5 and again.seen == 0
         assert drawn.files(out) == whole
+
+
+def test_pictures_without_a_suffix_are_known_by_their_first_bytes(tmp_path):
+    for name, kind in (("1454426_2591111986", "JPEG"), ("d1", "PNG"), ("d2", "WEBP")):
+        drawn.picture(1).save(tmp_path / name, kind)
+    (tmp_path / "LICENSE").write_text("words")
+    os.mkfifo(tmp_path / "pipe")
+    found = inputs.from_folder(tmp_path)
+    assert [source.key for source in found] == ["1454426_2591111986", "d1", "d2"]

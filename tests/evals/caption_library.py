@@ -27,7 +27,7 @@ def use(monkeypatch, *, install: bool = False) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the tests may run in several processes
         done = PLACE / "done"
         if not done.is_file() and not install:
-            pytest.skip("needs sgqlm[caption]; the slow tests fetch it")
+            pytest.skip("needs .[caption]; the slow tests fetch it")
         if not done.is_file():
             command = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", PLACE)
             told = subprocess.run([*command, _WANTED], capture_output=True, text=True, check=False)

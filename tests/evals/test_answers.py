@@ -63,3 +63,13 @@ def test_other_settings_and_broken_files_are_refused(tmp_path):
         answers.read(path)
     with pytest.raises(errors.SgqlmError, match="no such file"):
         answers.read(tmp_path / "none")
+
+
+def test_half_a_surrogate_pair_is_kept(tmp_path):
+    path, text = tmp_path / "answers.jsonl", "what is \ud83d?"
+    with answers.AnswerFile(path, HEADER) as file:
+        file.add({"key": "a", "text": text})
+    assert answers.read(path)[1] == [{"key": "a", "text": text}]
+    answers.write(path, [{"key": "b", "text": text}])
+    assert list(answers.iterate(path)) == [{"key": "b", "text": text}]
+    assert b"\\ud83d" in path.read_bytes()

@@ -8,7 +8,10 @@ from PIL import Image
 
 from sgqlm import errors
 from sgqlm.data import images
+from sgqlm.decode import inputs
 from sgqlm.evals import answers, benchmark, questions, tasks
+from tests import tiny_model
+from tests.evals import benchmark_files as files
 
 HEAD = {"task": "gqa", "model": "m"}
 TEXTS = ("a", "ccc", "bb")
@@ -48,6 +51,8 @@ def test_questions_about_one_image_stand_together(tmp_path):
     wanted = dataclasses.replace(job(), questions=found, chosen=range(6))
     assert benchmark.by_image(wanted, wanted.chosen) == [[3], [4, 1], [0, 2], [5]]
     assert benchmark.plan(wanted, tmp_path, HEAD) == [3, 4, 1, 0, 2, 5]
+    many = dataclasses.replace(wanted, questions=found[:1] * 150, chosen=range(150))
+    assert list(map(len, benchmark.by_image(many, many.chosen))) == [64, 64, 22]
 
 
 def test_a_batch_opens_an_image_once(tmp_path, monkeypatch):
@@ -90,3 +95,32 @@ def test_a_part_does_not_take_the_place_of_the_whole(answered):
     with pytest.raises(errors.SgqlmError, match="all 3 questions of gqa") as caught:
         benchmark.plan(job(1), answered.parent, HEAD, retry=True)
     assert "--limit" in caught.value.fix and answered.read_text() == before
+
+
+def test_the_new_tokens_that_are_advised_fit_the_longest_question(tmp_path):
+    model = tiny_model.make()
+    place = tasks.locate(tasks.get("pope"), files.make(tmp_path, ["pope"]))
+    job = benchmark.prepare(place)
+    with pytest.raises(errors.SgqlmError, match="too few for") as caught:
+        benchmark.check_room(model, job, benchmark.Settings("c", "m", max_new_tokens=600))
+    most = int(caught.value.fix.partition("=")[2].split()[0])
+    benchmark.check_room(model, job, benchmark.Settings("c", "m", max_new_tokens=most))
+    longest = max((question.text for question in job.questions), key=len)
+    row = inputs.Row([inputs.human(longest)], Image.new("RGB", (9, 9)))
+    left = model.config.model.llm.max_positions
+    left -= inputs.prepare(row, model.config, model.tokenizer).length
+    assert left - 2 * model.config.model.graph.num_nodes <= most <= left
+
+
+def test_half_a_surrogate_pair_is_asked_as_the_replacement_character(tmp_path):
+    asked = questions.Question(1, "what \ud83d is it?", "what \ud83d is it?")
+    one = benchmark.Job(job().place, [asked], [0])
+
+    def respond(batch, rows):
+        return [benchmark.Said(rows[0].turns[0]["value"])]
+
+    with answers.AnswerFile(tmp_path / benchmark.PROGRESS, HEAD) as out:
+        benchmark.run(one, [0], out, respond, model_id="m")
+    (line,) = benchmark.collect(one, tmp_path)
+    assert line["text"] == "what \N{REPLACEMENT CHARACTER} is it?"
+    assert line["prompt"] == asked.prompt

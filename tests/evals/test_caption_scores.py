@@ -49,7 +49,7 @@ def test_without_the_package_the_answers_stay_and_the_remedy_is_told(root, monke
     lines = [{"question_id": q.id, "text": SAID, "metadata": {}} for q in job.questions]
     files.lines(root / "out" / benchmark.ANSWERS, lines)
     done = finishing.finish(job, lines, root / "out")
-    assert done.score is None and "pip install 'sgqlm[caption]'" in done.notes[-1]
+    assert done.score is None and "pip install -e '.[caption]'" in done.notes[-1]
     sent = json.loads(done.submission.read_text())
     assert sent[0] == {"image_id": 391895, "caption": SAID} and len(sent) == 5
 

@@ -66,6 +66,22 @@ def test_scores_are_those_of_transformers(scorer, theirs):
     assert scorer.num_cut - before == 2 * 12  # 2 n + 6 tokens are more than 20 from 8 on
 
 
+@pytest.mark.parametrize("end", [2, 49407])  # of old configurations; of no token of this folder
+def test_the_end_of_a_text_is_where_transformers_takes_it(folder, tmp_path, end, capsys):
+    transformers = pytest.importorskip("transformers")
+    other = shutil.copytree(folder, tmp_path / "clip")
+    about = json.loads((other / "config.json").read_text())
+    about["text_config"]["eos_token_id"] = end
+    (other / "config.json").write_text(json.dumps(about))
+    loaded = transformers.CLIPModel.from_pretrained(other).eval()
+    theirs = loaded, transformers.CLIPTokenizer.from_pretrained(other)
+    texts = ["what is it?", "a red dog", "the cat " * 20]
+    for seed in range(2):  # with one of them all cosines may be below 0
+        found = clip_score.Scorer(other).score(picture(seed), texts)
+        np.testing.assert_allclose(found, expected(theirs, picture(seed), texts), atol=TOLERANCE)
+    assert ("all are alike" in capsys.readouterr().err) == (end != 2)
+
+
 def test_embeddings_are_unit_vectors_and_padding_has_no_part(folder):
     found = clip.load(folder)
     ids = np.array([[5, 6, 7, 0, 0], [5, 6, 7, 9, 9]], np.int32)

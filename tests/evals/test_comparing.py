@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sgqlm import errors
-from sgqlm.evals import comparing, measured, statistics
+from sgqlm.evals import comparing, measured, reviewed, statistics
 from sgqlm.evals.metrics import mme
 from tests import paths
 from tests.evals import reports
@@ -156,3 +156,71 @@ def test_points_of_images_with_two_questions():
     table, combine = comparing.mme_columns(scores)
     assert table.shape == (2, 3)
     assert combine(table.mean(0, keepdims=True))[0] == pytest.approx(75 + 50)
+
+
+def graded(folder, pairs, runs=1):
+    """Write and read the report of reviews: (reference, model) of each question."""
+    files = [
+        reports.lines(
+            folder / f"reviews-{run}.jsonl",
+            [
+                {"question_id": n, "category": "ab"[n % 2], "tuple": pair}
+                for n, pair in enumerate(pairs)
+            ],
+        )
+        for run in range(runs)
+    ]
+    done = reviewed.score("llava_wild", files)
+    return measured.read(reports.write(folder / "r.json", "llava_wild", files, done=done))
+
+
+def test_one_other_grade_of_a_reference_changes_one_question(tmp_path):
+    pairs = [[8 + n % 2, 5 + n % 4] for n in range(20)]
+    first = graded(tmp_path / "a", pairs)
+    second = graded(tmp_path / "b", [[pairs[0][0] - 2, pairs[0][1]], *pairs[1:]])
+    done = comparing.compare(first, second)
+    assert (done.items.wins, done.items.losses, done.items.interval.count) == (0, 0, 20)
+    assert done.items.p_value == 1.0 and done.items.test.startswith("pair-swap")
+    # no resample without that question differs
+    assert done.headline.low == 0 and done.headline.high > done.headline.value > 0
+    better = graded(tmp_path / "c", [[a, b + 2] for a, b in pairs], runs=2)
+    done = comparing.compare(first, better)
+    assert (done.items.wins, done.items.losses) == (20, 0) and done.items.p_value < 0.01
+    assert done.headline.value == pytest.approx(better.score - first.score)
+    assert comparing.figure_interval(better, "a").value == better.figures["a"][0]
+    old = dataclasses.replace(first, details={})
+    assert "no `details`" in comparing.interval(old)[1]
+    with pytest.raises(errors.SgqlmError, match="cannot be compared"):
+        comparing.compare(old, second)
+
+
+def test_public_reviews_have_the_interval_of_a_ratio():
+    sample = paths.shared("samples/llava_bench_wild/reviews/llava-v1.5-13b-eval1.jsonl")
+    done = reviewed.score("llava_wild", [sample])
+    pairs = np.array([done.details[key]["grades"][0] for key in done.items])
+    items = {k: measured.Item(grades=(tuple(v["grades"][0]),)) for k, v in done.details.items()}
+    report = measured.Report(sample, "a", "llava_wild", done.metric, done.score, {}, done.items)
+    found, _ = comparing.interval(dataclasses.replace(report, details=items))
+    drawn = pairs[np.random.default_rng(3).integers(0, 60, (20_000, 60))].mean(1)
+    ends = np.quantile(drawn[:, 1] / drawn[:, 0], [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx(ends, abs=0.002)
+
+
+def test_models_that_were_not_asked_alike_are_told(two):
+    usual = {"template": "vicuna_v1", "max_new_tokens": 128, "entities": "a" * 64}
+    first, second = (dataclasses.replace(one, settings=usual) for one in two)
+    assert comparing.other_settings([first, second]) == "" and not first.caveats[1:]
+    other = {**usual, "max_new_tokens": 24, "self_questions": {"count": 2}, "entities": "none"}
+    second = dataclasses.replace(second, settings=other)
+    notes = comparing.compare(first, second).notes
+    told = "; ".join(
+        (
+            "max_new_tokens 128 (a), 24 (b)",
+            "self_questions none (a), count 2 (b)",
+            "entities aaaaaaaaaaaa (a), none (b)",
+        )
+    )
+    assert f"not asked alike: {told}" in notes
+    assert "b: answers of up to 24 tokens, 128 in the papers' program" in notes
+    foreign = dataclasses.replace(second, settings={"model_id": "x"})  # another program's answers
+    assert comparing.other_settings([first, foreign]) == ""

@@ -50,6 +50,10 @@ def test_seed_and_scienceqa(tmp_path, both):
     assert set(items) == set(done.items)
     assert titles(tmp_path) == ["images and videos", "question types"]
     assert all(done.items[k] == float(i.given == i.wanted) for k, i in items.items())
+    known = official["annotation"]["questions"][0] | {"data_id": "1_2", "data_type": "image"}
+    truth.write_text(json.dumps({"questions": [known | {"question_type_id": 1}]}))
+    (item,) = both("seed", [said], [truth])[1].values()
+    assert item.image == "SEED-Bench-image/1_2"
     official = json.loads(paths.fixture("llava/scienceqa.json").read_text())
     grades = itertools.cycle(["grade2", "grade6", "grade7"])
     for problem in official["problems"].values():

@@ -179,3 +179,27 @@ def test_mmvet_and_mmbench_take_the_judge_too(tmp_path):
     by = Fixed()
     found = judged(bench, tmp_path / "bench", by).score
     assert found and found.more["judging"]["shown"] == by.asked == 0
+
+
+def test_annotations_of_other_questions_are_a_failure_unless_another_split_is_asked(tmp_path):
+    root = files.make(tmp_path / "root", ["gqa"])
+    (path,) = root.rglob("testdev_balanced_questions.json")
+    truth = json.loads(path.read_text())
+    first = next(iter(truth))
+    place = tasks.locate(tasks.get("gqa"), root)
+
+    def finished(value, where, limit=0):
+        path.write_text(json.dumps(value))
+        return done(place, tmp_path / where, limit=limit)
+
+    some = finished({key: item for key, item in truth.items() if key != first}, "some")
+    assert some.score and some.code == errors.DATA and "no published protocol" in some.notes[-1]
+    for name, value in (("empty", {}), ("other", {"77": truth[first]})):
+        for limit in (0, 2):
+            none = finished(value, f"{name}{limit}", limit)
+            assert none.score is None and none.code == errors.DATA and none.answers
+            assert "do not fit together" in none.notes[-1]
+    usual = place.files[0]
+    place = tasks.locate(tasks.get("gqa"), root, [usual.rename(usual.with_name("test.jsonl"))])
+    split = finished({"77": truth[first]}, "split")
+    assert split.score is None and split.code == errors.OK and "a server has" in split.notes[-1]

@@ -1,5 +1,6 @@
 """Graphs are shown of the model that answered, and of no other."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -50,6 +51,9 @@ def test_nodes_and_edges_are_told_the_strongest_first():
     )  # fmt: skip
     attention, edges = np.array([0.25, 0.5]), np.array([[0.9, 0.125], [0.375, 0.625]])
     graph = model_lib.SceneGraph(entities, attention, edges)
+    bare = dataclasses.replace(graph, entities=dataclasses.replace(entities, labels=[]))
+    nodes = graph_views.View(Image.new("RGB", (4, 4)), bare, "").told()["nodes"]
+    assert nodes == [{"label": "", "attention": 0.25}, {"label": "", "attention": 0.5}]
     told = graph_views.View(Image.new("RGB", (4, 4)), graph, "").told()
     assert told["nodes"] == [
         {"label": "cup", "attention": 0.25},

@@ -140,7 +140,7 @@ def test_without_lmms_eval_the_error_says_what_to_install(monkeypatch):
     module, _, name = lmms_eval_plugin.CLASS.rpartition(".")
     assert module == lmms_eval_adapter.__name__
     for call in (lmms_eval_plugin.manifest, lambda: getattr(lmms_eval_adapter, name)):
-        refused(call, "sgqlm[lmms-eval]", "docs/lmms_eval.md")
+        refused(call, ".[lmms-eval]", "docs/lmms_eval.md")
     with pytest.raises(AttributeError):
         _ = lmms_eval_adapter.Other
 

@@ -54,6 +54,7 @@ def test_an_empty_folder_and_foreign_json(tmp_path):
         ("details", [1]),
         ("details", {"0": [1]}),
         ("details", {"0": {"kinds": 3}}),
+        ("details", {"0": {"grades": [[8]]}}),
         ("details", {"0": {"kinds": "abc"}}),
     ],
 )

@@ -10,6 +10,7 @@ from PIL import Image
 from sgqlm import errors
 from sgqlm.data import graphs, records
 from sgqlm.evals import measured, pictures
+from sgqlm.evals.metrics import seed
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,34 @@ def test_entities_are_drawn(tmp_path):
     assert inside[0].size[0] == pictures.SIDE
     with pytest.raises(errors.SgqlmError, match="no such folder"):
         pictures.Pictures(tmp_path / "none", None)
+
+
+def test_pictures_of_seed_have_no_suffix(tmp_path):
+    for name in ("SEED-Bench-image/1_2", "SEED-Bench-video-image/10_v3.png"):
+        path = tmp_path / "seed_bench" / name
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(path, "png")
+    known = {"data_id": "1_2", "question_id": "v3", "question_type_id": 10}
+    drawer = pictures.Pictures(tmp_path, None)
+    for kind in ("image", "video"):
+        item = measured.Item(image=seed.image({**known, "data_type": kind}))
+        assert drawer.find(item, "seed").image is not None, kind
+
+
+def test_a_damaged_record_of_the_store_costs_no_page(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    whole = graphs.Entities(
+        np.ones((1, 4, 4), bool), np.array([[0, 0, 4, 4]], np.float32), [],
+        np.ones(1, np.float32), (4, 4),
+    )  # fmt: skip
+    records.write_entities(tmp_path / "store", [("a.png", whole)], about={})
+    drawer = pictures.Pictures(tmp_path, tmp_path / "store")
+    assert drawer.find(measured.Item(image="a.png")).entities is not None
+    for path in (tmp_path / "store").rglob("*"):
+        if path.is_file() and path.name != records.MANIFEST:
+            path.write_bytes(bytes(path.stat().st_size))
+    found = drawer.find(measured.Item(image="a.png"))
+    assert found.image is not None and found.entities is None and "a.png; " in found.words
 
 
 def test_pictures_that_are_missed_are_counted_once(tmp_path):

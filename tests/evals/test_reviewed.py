@@ -1,6 +1,7 @@
 """Files that a judge has graded: public ones give their published scores."""
 
 import csv
+import gzip
 import json
 
 import pytest
@@ -19,7 +20,7 @@ def review(key, first, second, **more):
     return {"question_id": key, "category": "c", "tuple": [first, second], **more}
 
 
-def test_items_make_up_the_score_and_are_shown(tmp_path):
+def test_grades_make_up_the_score_and_are_shown(tmp_path):
     files = [
         write(tmp_path / "a.jsonl", [review(0, 8, 4), review(1, 4, 2), review(2, -1, -1)]),
         write(tmp_path / "b.jsonl", [review(0, 5, 5), review(1, 5, 5), review(2, 5, 5)]),
@@ -28,13 +29,14 @@ def test_items_make_up_the_score_and_are_shown(tmp_path):
     done = reviewed.score("llava_wild", files, asked, given={"1": "said"})
     rows = {name: value for name, value, _ in done.rows}
     assert rows == {"all": pytest.approx((5 / 11 + 1) / 2), "c": rows["all"], "a": 5 / 11, "b": 1}
-    assert sum(done.items.values()) / 3 == pytest.approx(done.score)
+    assert done.items == {"0": 4.5, "1": 3.5, "2": 2.0}  # the grade of the model
     assert done.groups == {"c": "categories", "a": "runs", "b": "runs"}
     assert done.details["1"] == {
         "question": "q1",
         "image": "1.jpg",
         "given": "said",
         "kinds": ["c"],
+        "grades": [[4, 2], [5, 5]],
     }
     told = done.report()
     assert told["judge"] == reviewed.UNNAMED and told["judging"]["unparsable"] == 1
@@ -97,3 +99,25 @@ def test_grades_that_were_not_read_are_counted(tmp_path):
     assert not reviewed.sheets(done, "m")
     with pytest.raises(errors.SgqlmError, match="one grade file"):
         reviewed.score("mmvet", [path, path])
+
+
+def test_mmvet_without_a_grade_that_could_be_read_is_no_score(tmp_path):
+    path = tmp_path / "g.json"
+    entry = {"model": ["m"], "content": ["none"], "score": [0.0]}
+    path.write_text(json.dumps({f"v1_{n}": entry for n in range(2)}))
+    done = reviewed.score("mmvet", [path])
+    assert done.score is None and not done.items and all(row[1] is None for row in done.rows)
+    assert any("not scored: 2 of 2 grades could not be read" in note for note in done.notes)
+    assert done.report()["judging"]["unparsable"] == 2 and not reviewed.sheets(done, "m")
+
+
+def test_graded_files_may_be_packed_or_begin_with_a_mark(tmp_path):
+    lines = "".join(json.dumps(review(n, 8, 4)) + "\n" for n in range(2)).encode()
+    grades = json.dumps({"v1_0": {"model": ["m"], "content": ["0.5"], "score": [0.5]}}).encode()
+    for task, data in (("llava_wild", lines), ("mmvet", grades)):
+        for name, end in (
+            ("packed.gz", gzip.compress(data)),
+            ("mark.json", b"\xef\xbb\xbf" + data),
+        ):
+            (tmp_path / name).write_bytes(end)
+            assert reviewed.score(task, [tmp_path / name]).score == 0.5

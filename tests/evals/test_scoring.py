@@ -3,7 +3,7 @@ import json
 import pytest
 
 from sgqlm import errors
-from sgqlm.evals import scored, scoring
+from sgqlm.evals import human_answers, scored, scoring
 from tests import paths
 
 
@@ -46,7 +46,7 @@ def test_scienceqa_by_file(tmp_path):
     assert done.faults.missing == ["121"] and done.faults.empty == ["120"]
     assert scoring.score("scienceqa", [answers], [tmp_path]).items == done.items
     (tmp_path / "empty").mkdir()
-    with pytest.raises(errors.SgqlmError, match="the folder has no"):
+    with pytest.raises(errors.SgqlmError, match="no annotations of pope"):
         scoring.score("pope", [answers], [tmp_path / "empty"])
     with pytest.raises(errors.SgqlmError, match="no split 'val'"):
         scoring.score("scienceqa", [answers], files, split="val")
@@ -91,7 +91,7 @@ def test_textvqa_is_joined_by_image_and_question(tmp_path):
     ],
 )
 def test_the_question_of_a_textvqa_prompt(prompt):
-    assert scoring.question_of(prompt) == "What is it?"
+    assert human_answers.question_of(prompt) == "What is it?"
 
 
 def test_vqav2_as_its_server_scores_it(tmp_path):

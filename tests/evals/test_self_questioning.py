@@ -179,3 +179,13 @@ def test_measures_leave_out_what_was_not_measured():
     found = self_questioning.measure([line | more, line])
     assert (found["agreement"], found["clip_score"], found["unanswered"]) == (0.5, 0.7, 1)
     assert "0.700" in self_questioning.told(found)[-1]
+
+
+def test_images_with_fewer_questions_than_wanted_are_told():
+    lines = [{"questions": ["what is it?"] * count} for count in (2, 1, 0)]
+    found = self_questioning.measure(lines, wanted=2)
+    assert (found["wanted"], found["fewer"]) == (2, 2)
+    assert "2 images have fewer than 2: what was drawn again" in "".join(
+        self_questioning.told(found)
+    )
+    assert "fewer" not in "".join(self_questioning.told(self_questioning.measure(lines)))

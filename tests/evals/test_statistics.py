@@ -138,3 +138,22 @@ def test_the_bound_of_units_is_where_the_end_of_an_interval_is_one_unit():
         units = [0.0] * (count - 1) + [1.0]
         found = statistics.bootstrap(units, resamples=20_000)
         assert (found.high == 1.0) == (count < statistics.FEWEST)
+
+
+def test_pairs_are_swapped_as_every_way_to_swap_them():
+    first = np.array([[8, 4], [9, 5], [7, 6], [8, 8], [6, 3], [9, 2]], float)
+    second = first + np.array([[0, 2], [-1, 1], [0, 0], [1, 1], [0, 3], [0, 4]])
+    ways = [np.array(way)[:, None] for way in itertools.product([False, True], repeat=6)]
+
+    def ratio(means):
+        return means[:, 1] / means[:, 0]
+
+    def change(way):
+        a, b = np.where(way, second, first), np.where(way, first, second)
+        return ratio(b.mean(0)[None])[0] - ratio(a.mean(0)[None])[0]
+
+    exact = np.mean([abs(change(way)) >= change(ways[0]) - 1e-9 for way in ways])
+    found = statistics.swap_pairs(first, second, combine=ratio, resamples=40_000)
+    assert found == pytest.approx(exact, abs=0.01) and exact < 0.2
+    assert statistics.swap_pairs(first, second, combine=ratio, groups=["one"] * 6) == 1.0
+    assert statistics.swap_pairs(first, first, combine=ratio) == 1.0

@@ -69,6 +69,31 @@ def test_gqa_and_seed_as_the_official_scripts_write_them(tmp_path):
 def test_mmvet_names_its_ids(tmp_path):
     submissions.write("mmvet", say(tmp_path, {0: "x = 1", 1: "é"}), tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text()) == {"v1_0": "x = 1", "v1_1": "é"}
+    official = tmp_path / "mm-vet.json"
+    official.write_text(json.dumps({"v1_0": {"answer": ""}, "v1_1": {"answer": ""}}))
+    for key, asked in (("v1_{}", None), ("v1_{}", official), ("{}", official)):
+        answers = say(tmp_path, {key.format(0): "x", key.format(1): "y"})
+        submissions.write("mmvet", answers, tmp_path / "out.json", asked)
+        assert json.loads((tmp_path / "out.json").read_text()) == {"v1_0": "x", "v1_1": "y"}
+
+
+def test_half_a_surrogate_pair_is_sent_so_that_the_file_is_valid(tmp_path, sheet):
+    half = "a \ud83d b"
+    submissions.write("mmvet", say(tmp_path, {0: half}), tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text("utf-8")) == {"v1_0": half}
+    submissions.write("mmbench", say(tmp_path, {5: half}), tmp_path / "out.tsv", sheet)
+    assert "a \ufffd b" in (tmp_path / "out.tsv").read_text("utf-8")
+    if importlib.util.find_spec("openpyxl"):
+        submissions.write("mmbench", say(tmp_path, {5: half}), tmp_path / "out.xlsx", sheet)
+
+
+def test_questions_that_stand_twice_and_those_that_are_not_named(tmp_path):
+    asked = lines(tmp_path / "q.jsonl", [{"question_id": 1, "image": name} for name in "ab"])
+    with pytest.raises(errors.SgqlmError, match="annotated twice"):
+        submissions.write("vizwiz", say(tmp_path, {1: "a"}), tmp_path / "out.json", asked)
+    with pytest.raises(errors.SgqlmError, match="needs its questions") as told:
+        submissions.write("mmbench", say(tmp_path, {5: "A"}), tmp_path / "out.tsv")
+    assert "mmbench_dev_20230712.tsv" in told.value.fix
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import json
 
-from sgqlm.evals import measured, published, summary
+from sgqlm.evals import measured, published, reviewed, summary
 from tests.evals import reports
 
 WRONG = "nynynynynyyn"
@@ -120,8 +120,8 @@ def test_models_stand_side_by_side(tmp_path):
     head, random = part["families"]
     assert [round(bar["value"], 2) for bar in head["rows"][0]["bars"]] == [83.33, 100.0]
     rows = {row["name"]: row for row in random["rows"]}
-    assert rows["recall"]["count"] == 12 and len(rows["recall"]["bars"]) == 2
-    assert "| random | a | b |" in summary.markdown(done)
+    assert [bar["count"] for bar in rows["recall"]["bars"]] == [12, 12]
+    assert "| random | a | b | questions |" in summary.markdown(done) and not part["notes"]
     assert build(tmp_path / "a")["together"] == []
 
 
@@ -153,3 +153,23 @@ def test_the_points_of_mme_stand_beside_the_most_there_are(tmp_path):
     told = summary.headline(build(tmp_path / "m")["reports"][0])
     assert told.startswith(("perception 50.00 of 2000 ", "perception 50.00 of 2000,"))
     assert told.endswith("; cognition 200.00 of 800")
+
+
+def test_models_over_other_questions_have_their_own_counts(tmp_path):
+    asked = {"max_new_tokens": 128, "template": "vicuna_v1"}
+    reports.pope(tmp_path / "a", "ny", count=2, settings={**asked, "template": "v1_sq"})
+    reports.pope(tmp_path / "b", "ny" * 6, settings=asked)
+    done = build(tmp_path)
+    (part,) = done["together"]
+    assert [bar["count"] for bar in part["families"][0]["rows"][0]["bars"]] == [2, 12]
+    text = summary.markdown(done)
+    assert "| 2 / 12 |" in text and r"not asked alike: template v1\_sq (a), vicuna\_v1 (b)" in text
+
+
+def test_a_question_that_a_judge_has_graded(tmp_path):
+    done = reviewed.score("llava_wild", [reports.lines(tmp_path / "r.jsonl", [
+        {"question_id": 1, "tuple": [8, 7], "category": "c"}
+    ])])  # fmt: skip
+    reports.write(tmp_path / "m" / "r.json", "llava_wild", [], done=done)
+    part = build(tmp_path / "m")["reports"][0]
+    assert summary.graded(part, 7.0) == ("grade 7.0 of 10", "") and part["is_open"]

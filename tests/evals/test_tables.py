@@ -67,6 +67,9 @@ def test_a_single_line_with_an_image_is_one_record(tmp_path):
         ("a.json", '{"1": {"a": 1}}', "no list of records"),
         ("a.tsv", "id\ttext\n1\tA\n2\n", "row 3"),
         ("a.tsv", "id\ttext\n", "no rows"),
+        ("a.tsv", "id\ttext\n1\ta\rb\n", "line 2: new-line character"),
+        ("a.jsonl", '{"text": "yes"}\n', "record 1 has no id (a field question_id"),
+        ("a.jsonl", '{"text": null, "prompt": "q"}\n', "record 1 has no id"),
         ("a.txt", "nonsense", "Expecting value"),
     ],
 )

@@ -170,3 +170,20 @@ def test_every_benchmark_has_a_card(tmp_path):
         assert card["folder"] in task.folders
         named = " ".join(f"{cards.names(file)} {file['what']}" for file in card["files"])
         assert all(file in named for file in task.files if "*" not in file)
+
+
+def test_one_question_file_and_a_root_that_is_the_folder_itself(tmp_path):
+    root = files.make(tmp_path / "root", ["pope", "gqa"])
+    (own,) = {path.parent for path in root.rglob("testdev_balanced_questions.json")}
+    two = [next(own.glob("*.json"))] * 2
+    with pytest.raises(errors.SgqlmError, match="gqa has one question file") as caught:
+        tasks.locate(tasks.get("gqa"), root, two)
+    assert caught.value.code == errors.USAGE
+    pope = (root / "pope").rename(tmp_path / "POPE")
+    for path in pope.glob("llava_pope*"):
+        path.unlink()
+    found = tasks.locate(tasks.get("pope"), pope)
+    assert found.files and all(path.parent.name == "coco" for path in found.files)
+    assert tasks.locate(tasks.get("pope"), pope, found.files).files == found.files
+    with pytest.raises(errors.SgqlmError, match="are not there"):  # of another benchmark
+        tasks.locate(tasks.get("vizwiz"), root)

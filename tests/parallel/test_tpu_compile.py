@@ -1,6 +1,6 @@
 """True train steps through the TPU compiler, for slices that are not there.
 
-libtpu must be importable: `pip install 'sgqlm[tpu-compile]'`, or a folder on PYTHONPATH. A large
+libtpu must be importable: `pip install -e '.[tpu-compile]'`, or a folder on PYTHONPATH. A large
 model takes minutes on an idle core and 5 GiB of memory.
 """
 
@@ -21,7 +21,7 @@ _SPEC = importlib.util.find_spec("libtpu")
 pytestmark = [
     pytest.mark.tpu_compile,
     pytest.mark.skipif(
-        _SPEC is None or _SPEC.origin is None, reason="needs libtpu: sgqlm[tpu-compile]"
+        _SPEC is None or _SPEC.origin is None, reason="needs libtpu: .[tpu-compile]"
     ),
 ]
 

@@ -1,5 +1,6 @@
 """Charts and cards of an evaluation, and the page in a browser."""
 
+import dataclasses
 import html
 import re
 import subprocess
@@ -31,8 +32,9 @@ def test_bars_have_the_length_of_their_value():
 
 
 def test_several_models_share_a_chart_and_long_families_are_cut():
-    bars = [{"value": 50.0, "interval": None}, None, {"value": 100.0, "interval": None}]
-    text = eval_report.chart([{"name": "a", "count": 3, "bars": bars}])
+    one = {"value": 50.0, "interval": None, "count": 3}
+    bars = [one, None, {**one, "value": 100.0}]
+    text = eval_report.chart([{"name": "a", "bars": bars}])
     root = xml.etree.ElementTree.fromstring(text)
     widths = {
         e.get("style")[len("fill:var(--") : -1]: e.get("width")
@@ -41,6 +43,8 @@ def test_several_models_share_a_chart_and_long_families_are_cut():
     }
     assert widths == {"well": "340.0", "accent": "170.0", "m2": "340.0"}
     assert "50.0 / – / 100.0, n = 3" in text and "<b>" not in eval_report.key(["<b>"])
+    bars[0] = {**one, "count": 3_757}
+    assert "n = 3,757 / – / 3" in eval_report.chart([{"name": "a", "bars": bars}])
     rows = [{"name": str(n), "value": 1.0, "count": 1, "interval": None} for n in range(65)]
     found = eval_report.charts([{"title": "t", "highest": 100, "rows": rows}], "%")
     assert len(found) == 3 and "t, % (1 to 22 of 65)" in found[0]
@@ -80,6 +84,8 @@ def test_only_the_strongest_nodes_and_edges_are_not_folded():
     image = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
     edges = (1 - np.eye(count)) * np.linspace(0.1, 0.2, count)
     text = eval_report.graph(image, entities, node_attention=shares, edges=edges)
+    bare = dataclasses.replace(entities, labels=[])  # of an extractor without a tagger
+    assert eval_report.graph(image, bare, node_attention=shares, edges=edges).count("<td>–") >= 7
     tables = text[text.index('<div class="numbers">') :]
     shown, folded = tables.split("<details>")
     assert "thing0" not in shown and "thing0" in folded and shown.count("thing") == 6

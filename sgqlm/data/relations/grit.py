@@ -53,7 +53,7 @@ def _open(path: pathlib.Path) -> Any:
         from pyarrow import parquet
     except ImportError as error:
         raise errors.SgqlmError(
-            "reading GRIT needs pyarrow", fix='pip install "sgqlm[relations]"'
+            "reading GRIT needs pyarrow", fix="pip install -e '.[relations]' in the clone"
         ) from error
     try:
         file = parquet.ParquetFile(path)

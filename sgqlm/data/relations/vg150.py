@@ -75,7 +75,7 @@ def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
         import h5py
     except ImportError as error:
         raise errors.SgqlmError(
-            "reading VG150 needs h5py", fix='pip install "sgqlm[relations]"'
+            "reading VG150 needs h5py", fix="pip install -e '.[relations]' in the clone"
         ) from error
     try:
         with h5py.File(path) as file:

@@ -203,7 +203,7 @@ def _library(name: str) -> Any:
         raise errors.SgqlmError(
             "scores of captions need a package that is not installed",
             where=f"pycocoevalcap.{name}",
-            fix="pip install 'sgqlm[caption]'",
+            fix="pip install -e '.[caption]' in the clone",
             code=errors.RESOURCES,
         ) from error
 

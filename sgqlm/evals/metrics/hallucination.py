@@ -10,6 +10,13 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
 from sgqlm import errors
 
+# Plurals that no rule makes, as pattern.en has them, which the CHAIR program uses.
+_PLURALS = {
+    "axes": "axe", "brethren": "brother", "cacti": "cactus", "dice": "die",
+    "feet": "foot", "fungi": "fungus", "geese": "goose", "lice": "louse", "mice": "mouse",
+    "octopi": "octopus", "oxen": "ox", "people": "person", "teeth": "tooth",
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
@@ -35,7 +42,8 @@ class Scores:
 def mentions(text: str, names: Mapping[str, str] | Iterable[str]) -> list[str]:
     """Return the objects a text mentions, in order, as often as it does.
 
-    The longest name counts (`hot dog` is no `dog`); a plural stands for its singular.
+    The longest name counts (`hot dog` is no `dog`); a plural stands for its singular, also an
+    irregular one (`policemen`, `mice`).
 
     Args:
         text: a caption or an answer.
@@ -105,6 +113,12 @@ def _words(text: str) -> list[str]:
 def _singular(word: str) -> list[str]:
     """Return a word and what it may be the plural of."""
     found = [word]
+    if word.endswith("men"):
+        found.append(word[:-3] + "man")
+    if word.endswith("children"):  # grandchildren
+        found.append(word[:-3])
+    if word in _PLURALS:
+        found.append(_PLURALS[word])
     if word.endswith("ies"):
         found.append(word[:-3] + "y")
     if word.endswith("ves"):

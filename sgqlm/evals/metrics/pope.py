@@ -68,6 +68,9 @@ def _share(part: float | int, whole: float | int) -> float:
 
 
 def _pairs(predictions, labels) -> tuple[list[str], list[str]]:
+    predictions, labels = (  # read more than once
+        items if isinstance(items, Mapping) else list(items) for items in (predictions, labels)
+    )
     said, true = _by_id(predictions, records.TEXTS), _by_id(labels, ("label",))
     if said is None or true is None:
         given = [_value(item, records.TEXTS) for item in _values(predictions)]
@@ -90,7 +93,6 @@ def _by_id(items, names: Sequence[str]) -> dict[int, str] | None:
     if isinstance(items, Mapping):
         pairs = list(items.items())
     else:
-        items = list(items)
         if not all(isinstance(item, Mapping) for item in items):
             return None
         pairs = [(records.first(item, records.IDS), item) for item in items]
@@ -103,7 +105,7 @@ def _by_id(items, names: Sequence[str]) -> dict[int, str] | None:
 
 
 def _values(items) -> Sequence:
-    return list(items.values()) if isinstance(items, Mapping) else list(items)
+    return list(items.values()) if isinstance(items, Mapping) else items
 
 
 def _value(item, names: Sequence[str]) -> str:

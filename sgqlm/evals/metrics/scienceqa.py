@@ -35,7 +35,7 @@ def parse(text: str) -> str:
 def score(
     answers: Mapping[Any, Any] | Iterable[Mapping[str, Any]],
     problems: Mapping[str, Mapping[str, Any]],
-    split: Sequence[str] | None = None,
+    split: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Score answers to the problems of a split.
 
@@ -45,7 +45,7 @@ def score(
         answers: id -> record with `text` and `prompt` (or the text alone), or such records with
             `question_id`. A prompt with `<image>`, or a true `is_multimodal`, makes an image item.
         problems: the official problems.json: id -> record with `choices` and `answer`, a number.
-        split: ids of the problems to score, as in pid_splits.json; None: all.
+        split: ids of the problems to score, or a pid_splits.json that has one split; None: all.
 
     Returns:
         `accuracy` and `image_accuracy` (0 to 1; None without items), `correct`, `count`,
@@ -53,9 +53,13 @@ def score(
         `chosen` (id -> number of the choice, -1 for none of the item's) and `items` (id -> 0 or 1).
 
     Raises:
-        ValueError: an id of the answers stands twice.
+        ValueError: an id of the answers stands twice, or it is not clear which split is meant.
         KeyError: an id of the split is no problem.
     """
+    if isinstance(split, Mapping):
+        if len(split) != 1:
+            raise ValueError(f"give the ids of one split, such as split[{next(iter(split), '')!r}]")
+        (split,) = split.values()
     said = records.by_id(answers)
     keys = [str(key) for key in (problems if split is None else split)]
     parsed = {key: parse(said[key]["text"]) if key in said else FAILED for key in keys}

@@ -6,6 +6,14 @@ from typing import Any
 from sgqlm.evals.metrics import records
 
 
+def image(record: Mapping[str, Any]) -> str:
+    """Return the path of the picture of a question of SEED-Bench.json, as LLaVA's file has it."""
+    if record["data_type"] == "video":  # LLaVA's program stores the frame in the middle so
+        kind = record["question_type_id"]
+        return f"SEED-Bench-video-image/{kind}_{record['question_id']}.png"
+    return f"SEED-Bench-image/{record.get('data_id')}"
+
+
 def score(
     answers: Mapping[Any, Any] | Iterable[Mapping[str, Any]],
     questions: Mapping[str, Any] | Iterable[Mapping[str, Any]],

@@ -1,6 +1,7 @@
 """TextVQA accuracy as M4C's evaluator computes it, and the answer form that LLaVA submits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sgqlm.evals.metrics import vqa
 
@@ -24,12 +25,12 @@ def normalise(text: str) -> str:
     return vqa.digits_and_articles(vqa.strip_punctuation(vqa.clean(text)))
 
 
-def accuracy(prediction: str, answers: Sequence[str]) -> float:
+def accuracy(prediction: str, answers: Iterable[Any]) -> float:
     """Return the accuracy of a prediction, from 0 to 1; both sides are always normalised.
 
     Args:
         prediction: the answer of a model.
-        answers: the 10 human answers.
+        answers: the 10 human answers: texts, or records with `answer`.
 
     Returns:
         0, 0.3, 0.6, 0.9 or 1.
@@ -37,6 +38,16 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: there are not 10 answers.
     """
+    texts = vqa.texts_of(answers)
+    check(texts)
+    return vqa.agreement(normalise(prediction), [normalise(text) for text in texts])
+
+
+def check(answers: Sequence[Any]) -> None:
+    """Refuse another number of human answers than the figure is defined for.
+
+    Raises:
+        ValueError: there are not 10.
+    """
     if len(answers) != NUM_ANSWERS:
         raise ValueError(f"{len(answers)} human answers, {NUM_ANSWERS} are needed")
-    return vqa.agreement(normalise(prediction), [normalise(answer) for answer in answers])

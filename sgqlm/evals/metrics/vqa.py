@@ -2,7 +2,8 @@
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 MATCHES = 3  # a human answer given by three others counts in full
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # colon, apostrophe, %, $, * and & stay
@@ -83,7 +84,12 @@ def _contractions() -> dict[str, str]:
     return contractions()
 
 
-def accuracy(prediction: str, answers: Sequence[str]) -> float:
+def texts_of(answers: Iterable[Any]) -> list[str]:
+    """Return human answers as texts; in the official files they are records with `answer`."""
+    return [str(one["answer"] if isinstance(one, Mapping) else one) for one in answers]
+
+
+def accuracy(prediction: str, answers: Iterable[Any]) -> float:
     """Return the accuracy of a prediction, from 0 to 1.
 
     Each human answer in turn is left out; the prediction scores a third for each of the others
@@ -92,7 +98,7 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
 
     Args:
         prediction: the answer of a model; LLaVA submits `textvqa.normalise` of what it said.
-        answers: the human answers, usually 10.
+        answers: the human answers, usually 10: texts, or official records with `answer`.
 
     Returns:
         0, 0.3, 0.6, 0.9 or 1 for 0, 1, 2, 3 or more equal ones of 10.
@@ -100,7 +106,7 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: there are no answers.
     """
-    given, wanted = clean(prediction), [clean(answer) for answer in answers]
+    given, wanted = clean(prediction), [clean(answer) for answer in texts_of(answers)]
     if len(set(wanted)) > 1:
         given, wanted = normalise(given), [normalise(answer) for answer in wanted]
     return agreement(given, wanted)

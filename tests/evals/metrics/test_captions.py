@@ -132,7 +132,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(captions.importlib, "import_module", absent)
-    with pytest.raises(errors.SgqlmError, match=r"sgqlm\[caption\]"):
+    with pytest.raises(errors.SgqlmError, match=r"'.\[caption\]'"):
         captions.score({"a": "x"}, {"a": ["x"]})
 
 

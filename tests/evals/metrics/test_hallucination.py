@@ -18,6 +18,17 @@ def test_objects_that_a_text_mentions():
     assert hallucination.mentions("", []) == []
 
 
+def test_irregular_plurals():
+    names = ("man", "woman", "person", "child", "mouse", "goose", "foot", "tooth", "policeman")
+    text = "Men, women, people, grandchildren? No: children, mice, geese, feet, teeth, policemen."
+    assert hallucination.mentions(text, names) == [
+        "man", "woman", "person", "child", "mouse", "goose", "foot", "tooth", "policeman",
+    ]  # fmt: skip
+    assert hallucination.mentions("grandchildren and axes", ["grandchild", "axe"]) == [
+        "grandchild", "axe",
+    ]  # fmt: skip
+
+
 def test_shares_of_what_is_not_there():
     said = {1: ["dog", "dog", "cat"], 2: ["car"], 3: [], 9: ["x"]}
     there = {1: {"dog", "tree"}, 2: ["car", "car"], 3: ["bus"], 4: ["cow"]}

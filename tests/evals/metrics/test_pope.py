@@ -36,6 +36,8 @@ def test_records_are_joined_by_id_not_by_position():
     said = [{"question_id": 10_000_002, "text": "No"}, {"question_id": 10_000_001, "text": "Yes"}]
     assert pope.score(said, labels)["accuracy"] == 1
     assert pope.score({2: "No", 1: "Yes"}, {1: "yes", 2: "no"})["accuracy"] == 1
+    assert pope.score(iter(said), iter(labels))["accuracy"] == 1
+    assert pope.score(iter(["Yes", "No"]), iter(["yes", "no"]))["accuracy"] == 1
     with pytest.raises(ValueError, match="1 answers and 2 labels, 1 with the same id"):
         pope.score(said[:1], labels)
     with pytest.raises(ValueError, match="more than one category"):

@@ -59,3 +59,11 @@ def test_the_published_answers_have_their_score():
     done = scienceqa.score(answers, problems)
     assert round(100 * done["image_accuracy"], 1) == 71.6 and done["image_count"] == 2017
     assert 100 * done["accuracy"] == pytest.approx(74.39283187927376)
+
+
+def test_a_file_of_splits_may_stand_for_the_only_one_it_has(official):
+    given = (official["answers"], official["problems"])
+    wanted = scienceqa.score(*given, official["pid_splits"]["test"])
+    assert scienceqa.score(*given, {"test": official["pid_splits"]["test"]}) == wanted
+    with pytest.raises(ValueError, match="ids of one split"):
+        scienceqa.score(*given, {"train": [], "test": []})

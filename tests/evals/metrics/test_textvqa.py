@@ -27,6 +27,7 @@ def test_accuracies_are_those_of_m4c(official):
 
 def test_answers_are_always_normalised_and_ten():
     assert textvqa.accuracy("Yes", ["yes"] * 10) == 1
+    assert textvqa.accuracy("Yes", ({"answer": "yes"} for _ in range(10))) == 1
     with pytest.raises(ValueError, match="9 human answers, 10 are needed"):
         textvqa.accuracy("yes", ["yes"] * 9)
 

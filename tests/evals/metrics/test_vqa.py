@@ -47,3 +47,10 @@ def test_oddities_of_the_official_program():
     assert vqa.normalise("a-b 1,2") == "ab 12"  # a comma between digits: every sign is left out
     with pytest.raises(ValueError, match="no human answers"):
         vqa.accuracy("cat", [])
+
+
+def test_answers_may_be_official_records_or_a_generator():
+    official = [{"answer": "yes", "answer_id": n} for n in range(9)] + [{"answer": "no"}]
+    assert (
+        vqa.accuracy("Yes", official) == vqa.accuracy("Yes", (a["answer"] for a in official)) == 1
+    )
